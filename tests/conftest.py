@@ -1,0 +1,52 @@
+"""Fixtures: the notebook's cells as a module, real data, and a small random stand-in for speed."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+from notebook_cells import NOTEBOOK, load_cells
+
+ROOT = NOTEBOOK.parent
+DATA_DIR = Path(os.environ.get("DATA_DIR", ROOT / "data"))
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory):
+    """The notebook's setup and define cells, at smoke size in float32 on the CPU."""
+    folder = tmp_path_factory.mktemp("run")
+    return load_cells(
+        PROFILE="smoke",
+        DEVICE="cpu",
+        PRECISION="float32",
+        DATA_DIR=str(DATA_DIR),
+        MODELS_DIR=str(folder / "models"),
+        IMAGES_DIR=str(folder / "images"),
+    )
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(cells):
+    """The real data set, fetched by the notebook's own cells if it is not there."""
+    return cells.load_fashion_mnist(DATA_DIR, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny(cells):
+    """An ImageData of 200 random training and 100 random test images."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (300, 1, 28, 28), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(10, (300,), generator=rng)
+    return cells.ImageData(images[:200], labels[:200], images[200:], labels[200:])
+
+
+@pytest.fixture
+def run(cells, tiny):
+    """make(method, **changes) -> a new smoke-size Run."""
+
+    def make(method="WGAN-GP", **changes):
+        return cells.new_run(cells.profile_settings("smoke", method, **changes), (1, 28, 28), torch.device("cpu"))
+
+    return make

@@ -1,0 +1,100 @@
+"""Scores against well-kept libraries, and against answers known beforehand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+
+class Identity(nn.Module):
+    num_features = 24
+
+    def forward(self, x):
+        return x
+
+
+@pytest.fixture(scope="module")
+def features():
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randn(600, 24, generator=rng, dtype=torch.float64)
+    generated = 0.7 * torch.randn(600, 24, generator=rng, dtype=torch.float64) + 0.2
+    return real, generated
+
+
+def test_frechet_distance_against_torchmetrics(cells, features):
+    oracle = FrechetInceptionDistance(feature=Identity()).set_dtype(torch.float64)
+    for part, is_real in zip(features, (True, False), strict=True):
+        oracle.update(part, real=is_real)
+    assert cells.frechet_distance(*features) == pytest.approx(oracle.compute().item(), rel=1e-6)
+
+
+def test_frechet_distance_of_known_gaussians(cells):
+    """Shifting by v adds |v|^2; scaling a standard normal by s adds d (s - 1)^2."""
+    x = torch.randn(2000, 8, dtype=torch.float64)
+    assert cells.frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert cells.frechet_distance(x, x + 0.5) == pytest.approx(8 * 0.25, rel=1e-6)
+    assert cells.frechet_distance(x, 3 * x - 2 * x.mean(0)) == pytest.approx(4 * x.T.cov().trace().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("block", [600, 1000])
+def test_kernel_distance_against_torchmetrics(cells, features, block):
+    oracle = KernelInceptionDistance(feature=Identity(), subsets=1, subset_size=600).set_dtype(torch.float64)
+    for part, is_real in zip(features, (True, False), strict=True):
+        oracle.update(part, real=is_real)
+    assert cells.kernel_distance(*features, block=block) == pytest.approx(oracle.compute()[0].item(), rel=1e-5)
+
+
+def test_kernel_distance_averages_its_blocks(cells, features):
+    parts = [cells.kernel_distance(*(f[i : i + 200] for f in features)) for i in (0, 200, 400)]
+    assert cells.kernel_distance(*features, block=200) == pytest.approx(np.mean(parts), rel=1e-9)
+
+
+def test_inception_score_against_torchmetrics(cells):
+    logits = torch.randn(400, 24, dtype=torch.float64) * 3
+    oracle = InceptionScore(feature=Identity(), normalize=False, splits=1)
+    oracle.update(logits)
+    assert cells.inception_score(logits.softmax(1)) == pytest.approx(oracle.compute()[0].item(), rel=1e-5)
+
+
+def test_inception_score_at_its_bounds(cells):
+    assert cells.inception_score(torch.eye(10).repeat(5, 1)) == pytest.approx(10)
+    assert cells.inception_score(torch.full((50, 10), 0.1)) == pytest.approx(1)
+
+
+def test_precision_and_recall_against_torch_fidelity(cells, features):
+    real, generated = (f.float() for f in features)
+    oracle = prc_features_to_metric(generated, real, prc_neighborhood=3, prc_batch_size=500, verbose=False)
+    found = cells.neighbour_scores(real, generated)
+    assert found["precision"] == pytest.approx(oracle["precision"], abs=2 / 600)
+    assert found["recall"] == pytest.approx(oracle["recall"], abs=2 / 600)
+
+
+def test_density_and_coverage_against_their_definition(cells, features):
+    real, generated = (f[:120].numpy() for f in features)
+    k = 5
+    radius = [np.sort(np.linalg.norm(real - x, axis=1))[k] for x in real]  # entry 0 is the point itself
+    inside = [[np.linalg.norm(x - y) < r for y in generated] for x, r in zip(real, radius, strict=True)]
+    found = cells.neighbour_scores(*(torch.from_numpy(f) for f in (real, generated)))
+    assert found["density"] == pytest.approx(np.sum(inside) / (k * len(generated)))
+    assert found["coverage"] == pytest.approx(np.mean(np.any(inside, axis=1)))
+
+
+def test_neighbour_scores_of_known_cases(cells):
+    real = torch.randn(300, 4)
+    far = cells.neighbour_scores(real, real + 1000)
+    assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+    same = cells.neighbour_scores(real, real)
+    assert (same["precision"], same["recall"], same["coverage"]) == (1, 1, 1)
+    collapsed = cells.neighbour_scores(real, real[:1].repeat(300, 1))
+    assert collapsed["precision"] == 1 and collapsed["recall"] < 0.05 and collapsed["coverage"] < 0.1
+
+
+def test_nearest_finds_planted_copies_across_chunks(cells):
+    candidates = torch.randn(70, 6)
+    index = torch.tensor([0, 33, 69])
+    distances, found = cells.nearest(candidates[index] + 1e-4, candidates, chunk=30)
+    assert found.equal(index) and distances.max() < 1e-2

@@ -1,0 +1,140 @@
+"""The whole notebook in a fresh kernel and folder, evaluation on its own, and the committed run."""
+
+import json
+import re
+import shutil
+
+import nbformat
+import pytest
+from conftest import DATA_DIR, ROOT
+from notebook_cells import NOTEBOOK, code_digest
+from run import execute, set_parameters
+
+METHODS = ("DCGAN", "WGAN", "WGAN-GP")
+
+
+def run_notebook(folder, without=(), **parameters):
+    """Run the notebook alone in `folder`, leaving out cells with a tag in `without`; return it executed."""
+    notebook = nbformat.read(NOTEBOOK, 4)
+    notebook.cells = [c for c in notebook.cells if not set(without) & set(c.metadata.get("tags", []))]
+    set_parameters(notebook, {"PROFILE": "smoke", "DEVICE": "cpu", "DATA_DIR": str(DATA_DIR), **parameters})
+    execute(notebook, folder, echo=False)
+    return notebook
+
+
+def printed(notebook):
+    """All text that the notebook's cells wrote."""
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    streams = [o.text for o in outputs if o.output_type == "stream"]
+    return "\n".join(streams + [str(o.data.get("text/markdown", "")) for o in outputs if "data" in o])
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, fashion_mnist):
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, run_notebook(folder)
+
+
+def test_the_whole_notebook_runs_alone(smoke):
+    folder, notebook = smoke
+    models = folder / "saved_models" / "fashion-mnist-smoke-seed0"
+    images = folder / "images" / "fashion-mnist-smoke-seed0"
+    names = {f"{method}{end}" for method in METHODS for end in (".pt", ".checkpoint.pt")}
+    assert {p.name for p in models.iterdir()} == names | {"classifier.pt", "results.md"}
+    figures = {"real_images", "wasserstein_and_jensen_shannon", "samples", "interpolation", "nearest_neighbours"}
+    figures |= {"class_shares"} | {f"{kind}-{method}" for kind in ("losses", "film_strip") for method in METHODS}
+    assert {p.name for p in images.iterdir()} == {f"{name}.png" for name in figures} | {"time_lapse.gif"}
+    text = printed(notebook)
+    assert "Profile smoke on" in text and all(f"{method}: starting afresh" in text for method in METHODS)
+    assert all(f"{method}: 12 iterations, about" in text for method in METHODS)  # the cost, before it starts
+    assert "5,179,907" in text and "4,114,689" in text
+    assert (
+        sum(
+            line.startswith(tuple(f"| {m} |" for m in METHODS))
+            for line in (models / "results.md").read_text().split("\n")
+        )
+        == 3
+    )
+
+
+def test_evaluation_alone_twice(smoke):
+    folder, _ = smoke
+    models = folder / "saved_models" / "fashion-mnist-smoke-seed0"
+    before = {p.name: p.read_bytes() for p in models.glob("*.pt")}
+    grids, tables = [], []
+    for seed in (None, None, 7, 7):
+        text = printed(run_notebook(folder, without=("train",), EVALUATION_SEED=seed))
+        assert "starting afresh" not in text
+        grids.append((folder / "images" / "fashion-mnist-smoke-seed0" / "samples.png").read_bytes())
+        tables.append((models / "results.md").read_text())
+    assert grids[0] != grids[1] and tables[0] != tables[1]  # fresh samples
+    assert grids[2] == grids[3] and tables[2] == tables[3]  # the same ones when a seed is given
+    assert {p.name: p.read_bytes() for p in models.glob("*.pt")} == before
+
+
+def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
+    """A fresh clone without any training: the published weights give samples and scores."""
+    shutil.copytree(ROOT / "saved_models" / "published", tmp_path / "saved_models" / "published")
+    before = {p: p.read_bytes() for p in (tmp_path / "saved_models").rglob("*") if p.is_file()}
+    text = printed(run_notebook(tmp_path, without=("train",)))
+    for method in METHODS:
+        assert f"{method}: saved_models/published/fashion-mnist/{method}.pt" in text
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_evaluation_without_any_weights_says_what_to_do(tmp_path, fashion_mnist):
+    text = printed(run_notebook(tmp_path, without=("train",), METHODS="WGAN-GP"))
+    assert re.search(r"WGAN-GP: left out, no weights in .*run its training cell first", text)
+
+
+def test_an_unknown_parameter_is_refused():
+    with pytest.raises(ValueError, match=r"no such parameter: PROFIL; allowed: DATASET, METHODS, PROFILE, "):
+        set_parameters(nbformat.read(NOTEBOOK, 4), {"PROFIL": "smoke"})
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return nbformat.read(NOTEBOOK, 4)
+
+
+def test_the_committed_run_is_whole(committed):
+    code = [c for c in committed.cells if c.cell_type == "code"]
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    assert not [o for c in code for o in c.outputs if o.output_type == "error"]
+    assert "widgets" not in committed.metadata and "papermill" not in committed.metadata
+    assert "application/vnd.jupyter.widget" not in json.dumps(committed)
+    assert not [c for c in code if c.metadata.keys() - {"tags"}]  # no timings
+    assert committed.metadata.language_info.name == "python"
+    text = printed(committed)
+    assert "Profile quick on" in text and all(f"{method}: starting afresh" in text for method in METHODS)
+
+
+def test_the_committed_run_was_made_by_the_current_code(committed):
+    assert committed.metadata["code_sha256"] == code_digest(committed.cells)
+
+
+def test_the_notebook_is_short_and_tagged(committed):
+    code = [c for c in committed.cells if c.cell_type == "code"]
+    sizes = sorted(sum(bool(line.strip()) and line.strip()[0] != "#" for line in c.source.split("\n")) for c in code)
+    assert len(code) <= 45 and sizes[len(sizes) // 2] <= 12 and sizes[-1] <= 40
+    tags = {"setup", "parameters", "define", "train", "evaluate"}
+    assert all(set(c.metadata.get("tags", [])) & tags for c in code)
+    assert NOTEBOOK.stat().st_size < 5e6
+
+
+def test_the_results_are_those_of_the_committed_run(committed):
+    """README, opening cell, committed output and published table are one."""
+    table = (ROOT / "saved_models" / "published" / "fashion-mnist" / "results.md").read_text().strip()
+    assert table in printed(committed)
+    assert table in committed.cells[0].source
+    assert table in (ROOT / "README.md").read_text()
+    accuracy = float(re.search(r"classifier with ([\d.]+)% test", table)[1])
+    assert accuracy >= 91
+
+
+def test_the_readmes_pictures_exist_and_are_small():
+    pictures = re.findall(r"\((images/[^)]+)\)|src=\"(images/[^\"]+)\"", (ROOT / "README.md").read_text())
+    names = [a or b for a, b in pictures]
+    assert len(names) >= 4
+    for name in names:
+        assert (ROOT / name).stat().st_size < 2e6, name

@@ -1,0 +1,90 @@
+"""Every setting is refused, early and by name, when it is unknown, of the wrong type or out of range."""
+
+import ast
+from dataclasses import fields
+
+import nbformat
+import pytest
+from notebook_cells import NOTEBOOK, load_cells
+
+WRONG_TYPE = {int: 1.5, float: "fast", str: 3, bool: 1}
+
+
+def test_every_setting_refuses_a_wrong_type(cells):
+    for f in fields(cells.Settings):
+        with pytest.raises(TypeError, match=rf"^{f.name} is .*allowed: {f.type.__name__}"):
+            cells.Settings(**{f.name: WRONG_TYPE[f.type]})
+
+
+def test_every_setting_refuses_values_out_of_range(cells):
+    for f in fields(cells.Settings):
+        low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
+        wrong = ["something else"] if choices else [] if low is None else [low - 1, high * 2]
+        wrong += [float("nan"), float("inf")] if f.type is float else []
+        assert wrong or f.type is bool, f"{f.name} accepts anything"
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"^{f.name} is .*allowed: "):
+                cells.Settings(**{f.name: value})
+
+
+def test_unknown_setting(cells):
+    with pytest.raises(TypeError, match="learning_rat"):
+        cells.profile_settings("smoke", "WGAN-GP", learning_rat=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"critic_batch_norm": True}, {"clip": 0.01}])
+def test_penalty_excludes_batch_norm_and_clipping(cells, changes):
+    with pytest.raises(ValueError, match=r"penalty_weight is 10\.0; allowed: 0"):
+        cells.profile_settings("full", "WGAN-GP", **changes)
+
+
+def test_settings_are_frozen(cells):
+    with pytest.raises(AttributeError):
+        cells.PAPER["WGAN"].clip = 1.0
+
+
+def test_paper_settings(cells):
+    gp, wgan, dcgan = (cells.profile_settings("full", method) for method in ("WGAN-GP", "WGAN", "DCGAN"))
+    assert (gp.penalty_weight, gp.n_critic, gp.learning_rate, gp.beta1, gp.beta2) == (10, 5, 1e-4, 0, 0.9)
+    assert (wgan.clip, wgan.n_critic, wgan.learning_rate, wgan.optimizer) == (0.01, 5, 5e-5, "rmsprop")
+    assert (dcgan.learning_rate, dcgan.beta1, dcgan.beta2, dcgan.n_critic) == (2e-4, 0.5, 0.999, 1)
+    assert {s.iterations for s in (gp, wgan, dcgan)} == {200_000}
+    assert {s.batch_size for s in (gp, wgan, dcgan)} == {64}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("DATASET", "mnisst", ValueError),
+        ("METHODS", "WGAN, LSGAN", ValueError),
+        ("METHODS", "", ValueError),
+        ("PROFILE", "slow", ValueError),
+        ("SEED", -1, ValueError),
+        ("SEED", "one", TypeError),
+        ("START", "again", ValueError),
+        ("DEVICE", "tpu", ValueError),
+        ("PRECISION", "float16", ValueError),
+        ("EVALUATION_SEED", 0.5, TypeError),
+        ("EVALUATION_SEED", -3, ValueError),
+    ],
+)
+def test_parameters_are_refused_before_any_work(tmp_path, name, value, error):
+    folders = {"MODELS_DIR": str(tmp_path / "models"), "IMAGES_DIR": str(tmp_path / "images")}
+    with pytest.raises(error, match="allowed: ") as refused:
+        load_cells(**folders, **{name: value})
+    assert name in str(refused.value) or name.lower() in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_cell_holds_literals_only():
+    cells = nbformat.read(NOTEBOOK, 4).cells
+    (parameters,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    for statement in ast.parse(parameters.source).body:
+        assert isinstance(statement, ast.Assign)
+        ast.literal_eval(statement.value)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "standard", "full"])
+def test_profiles_are_complete(cells, profile):
+    for method in cells.PAPER:
+        assert cells.profile_settings(profile, method).method == method

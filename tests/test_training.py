@@ -1,0 +1,274 @@
+"""Training: each step does what Algorithm 1 says and nothing else; interrupted training equals uninterrupted."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+METHODS = ("DCGAN", "WGAN", "WGAN-GP")
+CPU = torch.device("cpu")
+
+
+def snapshot(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def changed(network, before):
+    return [name for name, value in network.named_parameters() if not value.equal(before[name])]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_critic_step_moves_the_critic_alone(cells, run, tiny, method):
+    r = run(method)
+    generator, critic = snapshot(r.generator), snapshot(r.critic)
+    cells.critic_step(r, cells.draw_images(tiny.train, 16, r.rng))
+    assert not changed(r.generator, generator)
+    assert changed(r.critic, critic)
+    assert all(p.grad is None for p in r.generator.parameters())  # no graph through the generator
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_generator_step_moves_the_generator_alone(cells, run, method):
+    r = run(method)
+    generator, critic = snapshot(r.generator), snapshot(r.critic)
+    cells.generator_step(r)
+    assert changed(r.generator, generator)
+    assert not changed(r.critic, critic)
+    assert all(p.grad is None and p.requires_grad for p in r.critic.parameters())
+
+
+def test_loss_and_penalty_are_one_adam_step(cells, run, tiny, monkeypatch):
+    """The update equals one Adam step on loss + lambda * penalty, computed here from the pieces."""
+    r, twin = run(), run()
+    x = cells.draw_images(tiny.train, 16, torch.Generator().manual_seed(5))
+    steps = []
+    original = r.critic_optimizer.step
+    monkeypatch.setattr(r.critic_optimizer, "step", lambda: steps.append(original()))
+    cells.critic_step(r, x)
+    assert len(steps) == 1
+    with torch.no_grad():
+        x_tilde = twin.generator(twin.noise(16))
+    loss = twin.critic(x_tilde).mean() - twin.critic(x).mean()
+    loss = loss + 10 * cells.gradient_penalty(twin.critic, x, x_tilde, twin.rng)
+    optimizer = torch.optim.Adam(twin.critic.parameters(), lr=1e-4, betas=(0.0, 0.9))
+    loss.backward()
+    optimizer.step()
+    for p, q in zip(r.critic.parameters(), twin.critic.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("method", "n_critic"), [("DCGAN", 1), ("WGAN", 5), ("WGAN-GP", 3)])
+def test_every_critic_step_sees_fresh_images(cells, run, tiny, monkeypatch, method, n_critic):
+    r = run(method, n_critic=n_critic)
+    seen = []
+    step = cells.critic_step
+    monkeypatch.setattr(cells, "critic_step", lambda r, x: (seen.append(x), step(r, x))[1])
+    cells.iterate(r, tiny.train)
+    assert len(seen) == n_critic and r.iteration == 1
+    assert all(not a.equal(b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_the_generator_only_sees_a_clipped_critic(cells, run, tiny, monkeypatch):
+    r = run("WGAN", learning_rate=0.5)
+    largest = []
+    step = cells.generator_step
+
+    def generator_step(r):
+        largest.append(max(p.abs().max().item() for p in r.critic.parameters()))
+        return step(r)
+
+    monkeypatch.setattr(cells, "generator_step", generator_step)
+    for _ in range(3):
+        cells.iterate(r, tiny.train)
+    assert largest == pytest.approx([0.01] * 3)
+
+
+def test_average(cells, run, tiny):
+    r = run(ema_decay=0.9)
+    for _ in range(100):
+        cells.iterate(r, tiny.train)
+    before = snapshot(r.average)
+    cells.update_average(r)
+    for name, value in r.average.state_dict().items():
+        if value.is_floating_point():
+            expected = 0.9 * before[name] + 0.1 * r.generator.state_dict()[name]
+            assert torch.allclose(value, expected, atol=1e-6), name
+
+
+def test_no_average_when_the_decay_is_zero(cells, run, tiny):
+    r = run(ema_decay=0.0)
+    cells.iterate(r, tiny.train)
+    assert not changed(r.average, snapshot(r.generator))
+
+
+def test_held_out_curve_is_the_critics_objective(cells, run, tiny, monkeypatch):
+    """Not -D(x): generated part and penalty belong to it, on held-out images, against the same generated ones."""
+    r = run()
+    calls = []
+    objective = cells.critic_objective
+
+    def spy(r, x, x_tilde):
+        calls.append((x, x_tilde, objective(r, x, x_tilde)))
+        return calls[-1][2]
+
+    monkeypatch.setattr(cells, "critic_objective", spy)
+    cells.record(r, tiny)
+    (_, x_tilde, train), (x_held, x_tilde_held, held) = calls
+    nearest = [
+        torch.cdist(x_held.flatten(1), cells.to_float(part).flatten(1)).min(1).values
+        for part in (tiny.train, tiny.test)
+    ]
+    assert nearest[1].max() < 0.1 < nearest[0].min()
+    assert x_tilde.equal(x_tilde_held)
+    assert r.history["critic_loss_train"] == [train[0].item()]
+    assert r.history["critic_loss_held_out"] == [held[0].item()]
+    assert held[0] > held[2] - held[1]  # the penalty is in it
+
+
+def test_recording_changes_no_network(cells, run, tiny):
+    r = run("WGAN")
+    critic, average = snapshot(r.critic), snapshot(r.average)
+    cells.record(r, tiny)
+    cells.keep_samples(r)
+    assert not changed(r.critic, critic)
+    assert all(value.equal(average[name]) for name, value in r.average.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(cells, tiny, tmp_path, monkeypatch):
+    settings = cells.profile_settings("smoke", "WGAN-GP", record_every=2)
+    iterate = cells.iterate
+
+    def poisoned(r, images):
+        if r.iteration == 5:
+            torch.nn.init.constant_(r.critic.head.weight, float("nan"))
+        return iterate(r, images)
+
+    monkeypatch.setattr(cells, "iterate", poisoned)
+    with pytest.raises(FloatingPointError, match=r"WGAN-GP: loss not finite by iteration 6 .*learning_rate below"):
+        cells.train(settings, tiny, tmp_path, CPU, save_seconds=0)
+    saved = cells.read_saved(tmp_path / "WGAN-GP.checkpoint.pt")
+    assert saved["iteration"] == 5 and saved["critic"]["head.weight"].isfinite().all()
+
+
+def same_state(cells, a, b):
+    """All that makes up two runs is equal, bit for bit; only the seconds may differ."""
+    left, right = ({n: getattr(r, n).state_dict() for n in cells.STATEFUL} for r in (a, b))
+    left["strip"], right["strip"] = a.strip, b.strip
+    left["rng"], right["rng"] = a.rng.get_state(), b.rng.get_state()
+
+    def compare(x, y, path):
+        assert type(x) is type(y), path
+        if isinstance(x, dict):
+            assert x.keys() == y.keys(), path
+            for key in x:
+                compare(x[key], y[key], f"{path}.{key}")
+        elif isinstance(x, list | tuple):
+            assert len(x) == len(y), path
+            for i, (p, q) in enumerate(zip(x, y, strict=True)):
+                compare(p, q, f"{path}[{i}]")
+        else:
+            assert x.equal(y) if torch.is_tensor(x) else x == y, path
+
+    compare(left, right, "run")
+    compare(*({k: v for k, v in r.history.items() if k != "seconds"} for r in (a, b)), "history")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_equals_an_uninterrupted_one(
+    cells, tiny, tmp_path, monkeypatch, capsys, method, number
+):
+    settings = cells.profile_settings("smoke", method)
+    whole = cells.train(settings, tiny, tmp_path / "whole", CPU)
+    step = cells.generator_step
+
+    def interrupting(r):
+        if r.iteration == 5:
+            os.kill(os.getpid(), number)  # the Stop button, in the middle of an iteration
+        return step(r)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "generator_step", interrupting)
+        with pytest.raises(KeyboardInterrupt, match="saved at iteration 6"):
+            cells.train(settings, tiny, tmp_path / "parts", CPU)
+    assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    resumed = cells.train(settings, tiny, tmp_path / "parts", CPU)
+    assert f"{method}: resuming at iteration 6 of 12" in capsys.readouterr().out
+    same_state(cells, whole, resumed)
+
+
+def test_start_says_what_it_does(cells, tiny, tmp_path, capsys):
+    settings = cells.profile_settings("smoke", "DCGAN")
+    first = cells.train(settings, tiny, tmp_path, CPU)
+    assert "DCGAN: starting afresh\n" in capsys.readouterr().out
+    again = cells.train(settings, tiny, tmp_path, CPU)
+    assert "DCGAN: finished before" in capsys.readouterr().out
+    same_state(cells, first, again)
+    afresh = cells.train(settings, tiny, tmp_path, CPU, start="afresh")
+    assert "DCGAN: starting afresh, replacing" in capsys.readouterr().out
+    same_state(cells, first, afresh)
+
+
+def test_a_checkpoint_of_other_settings_is_refused_by_name(cells, tiny, tmp_path):
+    cells.train(cells.profile_settings("smoke", "WGAN"), tiny, tmp_path, CPU)
+    before = (tmp_path / "WGAN.checkpoint.pt").read_bytes()
+    other = cells.profile_settings("smoke", "WGAN", clip=0.5, width=4)
+    with pytest.raises(ValueError, match=r"other settings: .*START='afresh'") as refused:
+        cells.train(other, tiny, tmp_path, CPU)
+    assert "clip is 0.01 there, 0.5 here" in str(refused.value) and "width is 8 there, 4 here" in str(refused.value)
+    assert (tmp_path / "WGAN.checkpoint.pt").read_bytes() == before
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.system, ("touch hostile_code_ran",))
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "foreign", "code"])
+def test_a_file_that_is_no_checkpoint_is_refused(cells, tiny, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    settings = cells.profile_settings("smoke", "DCGAN")
+    cells.train(settings, tiny, tmp_path, CPU)
+    path = tmp_path / "DCGAN.checkpoint.pt"
+    if kind == "foreign":
+        torch.save({"some": "thing"}, path)
+    elif kind == "code":
+        torch.save(Hostile(), path)
+    else:
+        path.write_bytes({"truncated": path.read_bytes()[:5000], "empty": b"", "text": b"not a checkpoint"}[kind])
+    with pytest.raises(ValueError, match=r"DCGAN.checkpoint.pt is no readable checkpoint .*Delete it"):
+        cells.train(settings, tiny, tmp_path, CPU)
+    assert not (tmp_path / "hostile_code_ran").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(cells, tmp_path):
+    path = tmp_path / "state.pt"
+    cells.write_atomically(path, {"a": 1})
+    with pytest.raises(Exception, match=r"(?i)pickle|local"):
+        cells.write_atomically(path, {"a": lambda: None})
+    assert torch.load(path, weights_only=True) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_same_seed_same_training_other_seed_another(cells, tiny, tmp_path):
+    runs = [
+        cells.train(cells.profile_settings("smoke", "WGAN-GP", seed=seed), tiny, tmp_path / str(i), CPU)
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    same_state(cells, runs[0], runs[1])
+    assert not runs[0].generator.layers[0].weight.equal(runs[2].generator.layers[0].weight)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_on_cuda(cells, tiny, tmp_path, method, precision):
+    device = torch.device("cuda")
+    data = cells.ImageData(
+        *(getattr(tiny, name).to(device) for name in ("train", "train_labels", "test", "test_labels"))
+    )
+    trained = cells.train(cells.profile_settings("smoke", method), data, tmp_path, device, precision)
+    assert trained.iteration == 12 and next(trained.generator.parameters()).is_cuda
+    on_cpu, _ = cells.load_generator(tmp_path / f"{method}.pt", (1, 28, 28), CPU)
+    assert cells.generate(on_cpu, torch.randn(4, 128)).shape == (4, 1, 28, 28)
