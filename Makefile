@@ -4,7 +4,7 @@ VENV   := .venv
 READY  := $(VENV)/ready
 
 # Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not.
-PARAMETERS := DATASET METHODS PROFILE SEED START DEVICE PRECISION EVALUATION_SEED DATA_DIR MODELS_DIR IMAGES_DIR
+PARAMETERS := DATASET METHODS PROFILE SEED START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS DATA_DIR MODELS_DIR IMAGES_DIR
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(findstring command,$(origin $(p))),-p $(p) '$($(p))'))
 
 export PYTHONWARNINGS := ignore::FutureWarning

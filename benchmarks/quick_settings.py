@@ -97,7 +97,8 @@ def main():
         if any(key.items() <= result.items() for result in results):
             continue
         settings = cells.replace(cells.PAPER[method], **changes)
-        run = cells.new_run(settings, data.train.shape[1:], cells.device, cells.precision)
+        networks = cells.build_networks(settings, data.train.shape[1:], cells.device)
+        run = cells.new_run(settings, networks, cells.device, cells.precision)
         start = time.process_time()
         while time.process_time() - start < chosen.core_seconds:
             losses = cells.iterate(run, data.train)

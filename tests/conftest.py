@@ -47,6 +47,7 @@ def run(cells, tiny):
     """make(method, **changes) -> a new smoke-size Run."""
 
     def make(method="WGAN-GP", **changes):
-        return cells.new_run(cells.profile_settings("smoke", method, **changes), (1, 28, 28), torch.device("cpu"))
+        settings = cells.profile_settings("smoke", method, **changes)
+        return cells.new_run(settings, cells.build_networks(settings, (1, 28, 28), "cpu"), torch.device("cpu"))
 
     return make

@@ -92,7 +92,7 @@ def test_pixels_survive_the_way_to_float_and_back(cells):
 
 
 def test_drawn_images_are_real_and_follow_the_generator(cells, tiny):
-    first, again = (cells.draw_images(tiny.train, 50, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, again = (cells.draw_real(tiny.train, 50, torch.Generator().manual_seed(3)) for _ in range(2))
     assert first.equal(again)
     flat = cells.to_float(tiny.train).flatten(1)
     assert torch.cdist(first.flatten(1), flat).min(dim=1).values.max() < 0.1

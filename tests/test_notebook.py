@@ -39,14 +39,20 @@ def test_the_whole_notebook_runs_alone(smoke):
     folder, notebook = smoke
     models = folder / "saved_models" / "fashion-mnist-smoke-seed0"
     images = folder / "images" / "fashion-mnist-smoke-seed0"
-    names = {f"{method}{end}" for method in METHODS for end in (".pt", ".checkpoint.pt")}
-    assert {p.name for p in models.iterdir()} == names | {"classifier.pt", "results.md"}
+    trainings = [*METHODS, "rmsprop/WGAN-GP", "few_images/WGAN", "few_images/WGAN-GP"]
+    names = {f"{training}{end}" for training in trainings for end in (".pt", ".checkpoint.pt")}
+    names |= {"classifier.pt", "value_surfaces.pt", "layer_gradients.pt", "results.md", "claims.md"}
+    assert {str(p.relative_to(models)) for p in models.rglob("*") if p.is_file()} == names
     figures = {"real_images", "wasserstein_and_jensen_shannon", "samples", "interpolation", "nearest_neighbours"}
+    figures |= {"epochs", "value_surfaces", "layer_gradients", "weights", "quality", "loss_and_quality", "few_images"}
     figures |= {"class_shares"} | {f"{kind}-{method}" for kind in ("losses", "film_strip") for method in METHODS}
     assert {p.name for p in images.iterdir()} == {f"{name}.png" for name in figures} | {"time_lapse.gif"}
     text = printed(notebook)
     assert "Profile smoke on" in text and all(f"{method}: starting afresh" in text for method in METHODS)
     assert all(f"{method}: 12 iterations, about" in text for method in METHODS)  # the cost, before it starts
+    claims = (models / "claims.md").read_text()
+    assert re.findall(r"^\| (C\d) \|", claims, re.MULTILINE) == ["C1", "C2", "C3", "C6", "C7", "C8"]
+    assert "not measured" not in claims and claims.strip() in text
     assert "5,179,907" in text and "4,114,689" in text
     assert (
         sum(
@@ -60,7 +66,7 @@ def test_the_whole_notebook_runs_alone(smoke):
 def test_evaluation_alone_twice(smoke):
     folder, _ = smoke
     models = folder / "saved_models" / "fashion-mnist-smoke-seed0"
-    before = {p.name: p.read_bytes() for p in models.glob("*.pt")}
+    before = {p: p.read_bytes() for p in models.rglob("*.pt")}
     grids, tables = [], []
     for seed in (None, None, 7, 7):
         text = printed(run_notebook(folder, without=("train",), EVALUATION_SEED=seed))
@@ -69,7 +75,8 @@ def test_evaluation_alone_twice(smoke):
         tables.append((models / "results.md").read_text())
     assert grids[0] != grids[1] and tables[0] != tables[1]  # fresh samples
     assert grids[2] == grids[3] and tables[2] == tables[3]  # the same ones when a seed is given
-    assert {p.name: p.read_bytes() for p in models.glob("*.pt")} == before
+    assert {p: p.read_bytes() for p in models.rglob("*.pt")} == before
+    assert "not measured" not in (models / "claims.md").read_text()  # drawn from the saved results
 
 
 def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
@@ -77,6 +84,9 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
     shutil.copytree(ROOT / "saved_models" / "published", tmp_path / "saved_models" / "published")
     before = {p: p.read_bytes() for p in (tmp_path / "saved_models").rglob("*") if p.is_file()}
     text = printed(run_notebook(tmp_path, without=("train",)))
+    claims = (ROOT / "saved_models" / "published" / "fashion-mnist" / "claims.md").read_text()
+    measured = [line for line in claims.split("\n") if line.startswith("| C")]
+    assert len(measured) == 6 and all(line in text for line in measured)
     for method in METHODS:
         assert f"{method}: saved_models/published/fashion-mnist/{method}.pt" in text
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -85,6 +95,7 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
 def test_evaluation_without_any_weights_says_what_to_do(tmp_path, fashion_mnist):
     text = printed(run_notebook(tmp_path, without=("train",), METHODS="WGAN-GP"))
     assert re.search(r"WGAN-GP: left out, no weights in .*run its training cell first", text)
+    assert "value_surfaces: no results in" in text and text.count("not measured yet") == 6
 
 
 def test_an_unknown_parameter_is_refused():
@@ -116,10 +127,22 @@ def test_the_committed_run_was_made_by_the_current_code(committed):
 def test_the_notebook_is_short_and_tagged(committed):
     code = [c for c in committed.cells if c.cell_type == "code"]
     sizes = sorted(sum(bool(line.strip()) and line.strip()[0] != "#" for line in c.source.split("\n")) for c in code)
-    assert len(code) <= 45 and sizes[len(sizes) // 2] <= 12 and sizes[-1] <= 40
+    assert len(code) <= 90 and sizes[len(sizes) // 2] <= 12 and sizes[-1] <= 40
+    assert 1.0 <= (len(committed.cells) - len(code)) / len(code) <= 1.6
     tags = {"setup", "parameters", "define", "train", "evaluate"}
     assert all(set(c.metadata.get("tags", [])) & tags for c in code)
     assert NOTEBOOK.stat().st_size < 5e6
+
+
+def test_the_claims_are_those_of_the_committed_run(committed):
+    table = (ROOT / "saved_models" / "published" / "fashion-mnist" / "claims.md").read_text().strip()
+    assert table in printed(committed) and table in (ROOT / "README.md").read_text()
+
+
+def test_only_evaluation_is_published():
+    """What a reader needs to evaluate, and no more: under 25 MB together."""
+    files = [p for p in (ROOT / "saved_models" / "published").rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 25e6 and not [p for p in files if "checkpoint" in p.name]
 
 
 def test_the_results_are_those_of_the_committed_run(committed):

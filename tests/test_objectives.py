@@ -135,7 +135,9 @@ def test_zero_gradient_is_finite(cells):
 
 
 def test_penalty_is_finite_in_bfloat16(cells):
-    run = cells.new_run(cells.profile_settings("smoke", "WGAN-GP"), (1, 28, 28), torch.device("cpu"), "bfloat16")
+    settings = cells.profile_settings("smoke", "WGAN-GP")
+    networks = cells.build_networks(settings, (1, 28, 28), "cpu")
+    run = cells.new_run(settings, networks, torch.device("cpu"), "bfloat16")
     x = 200 * torch.randn(16, 1, 28, 28)
     loss, real, _ = cells.critic_objective(run, x, -x)
     loss.backward()

@@ -66,6 +66,7 @@ def test_paper_settings(cells):
         ("PRECISION", "float16", ValueError),
         ("EVALUATION_SEED", 0.5, TypeError),
         ("EVALUATION_SEED", -3, ValueError),
+        ("TEST_CLAIMS", "no", TypeError),
     ],
 )
 def test_parameters_are_refused_before_any_work(tmp_path, name, value, error):

@@ -2,12 +2,18 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
 
 METHODS = ("DCGAN", "WGAN", "WGAN-GP")
 CPU = torch.device("cpu")
+
+
+def brightness(pictures):
+    """A judge for tests."""
+    return {"brightness": pictures.float().mean().item()}
 
 
 def snapshot(network):
@@ -22,7 +28,7 @@ def changed(network, before):
 def test_critic_step_moves_the_critic_alone(cells, run, tiny, method):
     r = run(method)
     generator, critic = snapshot(r.generator), snapshot(r.critic)
-    cells.critic_step(r, cells.draw_images(tiny.train, 16, r.rng))
+    cells.critic_step(r, cells.draw_real(tiny.train, 16, r.rng))
     assert not changed(r.generator, generator)
     assert changed(r.critic, critic)
     assert all(p.grad is None for p in r.generator.parameters())  # no graph through the generator
@@ -41,7 +47,7 @@ def test_generator_step_moves_the_generator_alone(cells, run, method):
 def test_loss_and_penalty_are_one_adam_step(cells, run, tiny, monkeypatch):
     """The update equals one Adam step on loss + lambda * penalty, computed here from the pieces."""
     r, twin = run(), run()
-    x = cells.draw_images(tiny.train, 16, torch.Generator().manual_seed(5))
+    x = cells.draw_real(tiny.train, 16, torch.Generator().manual_seed(5))
     steps = []
     original = r.critic_optimizer.step
     monkeypatch.setattr(r.critic_optimizer, "step", lambda: steps.append(original()))
@@ -130,9 +136,48 @@ def test_recording_changes_no_network(cells, run, tiny):
     r = run("WGAN")
     critic, average = snapshot(r.critic), snapshot(r.average)
     cells.record(r, tiny)
-    cells.keep_samples(r)
+    state = r.rng.get_state()
+    cells.keep_samples(r, judge=brightness)
+    assert r.rng.get_state().equal(state)  # the judge is no part of the training's course
     assert not changed(r.critic, critic)
     assert all(value.equal(average[name]) for name, value in r.average.state_dict().items())
+
+
+def test_the_judge_sees_the_samples_that_are_kept(cells, run):
+    r = run("WGAN-GP")
+    seen = []
+    cells.keep_samples(r, judge=lambda pictures: seen.append(pictures) or {"score": 7.0})
+    assert seen[0].shape == (r.settings.judged_samples, 1, 28, 28)
+    assert r.strip[0].equal(seen[0][:36])
+    assert r.quality == {"iteration": [0.0], "seconds": [0.0], "score": [7.0]}
+    r.strip.clear()
+    cells.keep_samples(r)  # the noise of the kept ones does not depend on whether somebody judges
+    assert r.strip[0].shape == (36, 1, 28, 28) and r.quality["score"] == [7.0]
+
+
+def test_the_clock_counts_the_training_alone(cells, tiny, tmp_path):
+    def slow(pictures):
+        time.sleep(0.2)
+        return {"score": 0.0}
+
+    start = time.monotonic()
+    trained = cells.train(cells.profile_settings("smoke", "DCGAN"), tiny, tmp_path, CPU, judge=slow)
+    passed = time.monotonic() - start
+    judged = len(trained.quality["score"])
+    assert judged >= 10 and trained.seconds < passed - 0.2 * judged
+    assert trained.quality["seconds"] == sorted(trained.quality["seconds"])
+    assert trained.quality["iteration"] == sorted(set(trained.strip) - {0})
+
+
+@pytest.mark.parametrize(("method", "one", "ten"), [("DCGAN", 938, 9375), ("WGAN-GP", 188, 1875)])
+def test_stages_include_the_first_and_the_tenth_epoch(cells, method, one, ten):
+    full = cells.PAPER[method]
+    assert (cells.epoch_end(1, full, 60_000), cells.epoch_end(10, full, 60_000)) == (one, ten)
+    assert {0, one, ten, full.iterations} <= cells.stages(full, 60_000)
+    short = cells.replace(full, iterations=1000)
+    assert max(cells.stages(short, 60_000)) == 1000
+    quick = cells.profile_settings("quick", method)
+    assert quick.iterations >= cells.epoch_end(10, quick, 60_000)  # the quick profile reaches ten epochs
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(cells, tiny, tmp_path, monkeypatch):
@@ -171,7 +216,8 @@ def same_state(cells, a, b):
             assert x.equal(y) if torch.is_tensor(x) else x == y, path
 
     compare(left, right, "run")
-    compare(*({k: v for k, v in r.history.items() if k != "seconds"} for r in (a, b)), "history")
+    for table in ("history", "quality"):
+        compare(*({k: v for k, v in getattr(r, table).items() if k != "seconds"} for r in (a, b)), table)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,7 +226,7 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(
     cells, tiny, tmp_path, monkeypatch, capsys, method, number
 ):
     settings = cells.profile_settings("smoke", method)
-    whole = cells.train(settings, tiny, tmp_path / "whole", CPU)
+    whole = cells.train(settings, tiny, tmp_path / "whole", CPU, judge=brightness)
     step = cells.generator_step
 
     def interrupting(r):
@@ -191,9 +237,9 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(cells, "generator_step", interrupting)
         with pytest.raises(KeyboardInterrupt, match="saved at iteration 6"):
-            cells.train(settings, tiny, tmp_path / "parts", CPU)
+            cells.train(settings, tiny, tmp_path / "parts", CPU, judge=brightness)
     assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    resumed = cells.train(settings, tiny, tmp_path / "parts", CPU)
+    resumed = cells.train(settings, tiny, tmp_path / "parts", CPU, judge=brightness)
     assert f"{method}: resuming at iteration 6 of 12" in capsys.readouterr().out
     same_state(cells, whole, resumed)
 

@@ -3,8 +3,9 @@
     python tools/publish.py              executes with the default parameters, then installs
     python tools/publish.py --from DIR   installs an execution that an earlier call left in DIR
 
-Installed are: the executed notebook (cleaned), its figures in images/, its weights and table in
-saved_models/published/DATASET/, and the table in the README and the notebook's opening cell.
+Installed are: the executed notebook (cleaned), its figures in images/, its weights, results and tables in
+saved_models/published/DATASET/, the table of scores in the README and the notebook's opening cell, and the table of
+claims in the README.
 """
 
 import argparse
@@ -19,7 +20,13 @@ from notebook_cells import NOTEBOOK, code_digest
 from run import execute
 
 ROOT = NOTEBOOK.parent
-BLOCK = re.compile(r"(<!-- results: begin -->).*(<!-- results: end -->)", re.DOTALL)
+
+
+def replace_block(text, name, content):
+    """`text` with what stands between the marks `name: begin` and `name: end` replaced."""
+    begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
 
 
 def make(folder):
@@ -45,25 +52,24 @@ def install(folder):
     (models,) = [p for p in (folder / "saved_models").iterdir() if p.name != "published"]
     (figures,) = (folder / "images").iterdir()
     published = ROOT / "saved_models" / "published" / models.name.rsplit("-", 2)[0]
-    for old in (*(ROOT / "images").glob("*.*"), *published.glob("*")):
+    for old in (ROOT / "images").glob("*.*"):
         old.unlink()
-    published.mkdir(parents=True, exist_ok=True)
-    for path in (*models.glob("*.pt"), models / "results.md"):
-        if not path.name.endswith(".checkpoint.pt"):
-            shutil.copy(path, published)
+    shutil.rmtree(published, ignore_errors=True)
+    shutil.copytree(models, published, ignore=shutil.ignore_patterns("*.checkpoint.pt"))
     (ROOT / "images").mkdir(exist_ok=True)
     for path in figures.iterdir():
         shutil.copy(path, ROOT / "images")
 
-    block = rf"\1\n{(models / 'results.md').read_text().strip()}\n\2"
+    scores, claims = ((models / f"{name}.md").read_text() for name in ("results", "claims"))
     readme = ROOT / "README.md"
-    readme.write_text(BLOCK.sub(block, readme.read_text()))
+    readme.write_text(replace_block(replace_block(readme.read_text(), "results", scores), "claims", claims))
     notebook = nbformat.read(folder / NOTEBOOK.name, 4)
     clean(notebook)
     opening = notebook.cells[0]
     picture = base64.b64encode((figures / "samples.png").read_bytes()).decode()
     opening["attachments"] = {"samples.png": {"image/png": picture}}
-    opening.source = BLOCK.sub(block.replace(r"\n\2", r"\n\n![samples](attachment:samples.png)\n\2"), opening.source)
+    shown = "\n\n![samples](attachment:samples.png)"
+    opening.source = replace_block(opening.source, "results", scores.strip() + shown)
     nbformat.write(notebook, NOTEBOOK)
     print(f"Installed {folder}: wgan_gp.ipynb, images/, {published.relative_to(ROOT)}, README.md")
 

@@ -1,0 +1,267 @@
+"""The paper's experiments: each number on a case whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import spearmanr
+from torch import nn
+
+CPU = torch.device("cpu")
+
+
+def points(n, seed=0):
+    return torch.rand(n, 2, generator=torch.Generator().manual_seed(seed))
+
+
+# 9.1 value surfaces
+
+
+def test_transport_cost_of_two_shifted_squares(cells):
+    """Moving a unit square by (3, 4) costs 5, and no plan does better."""
+    square = points(200)
+    cost, _ = cells.transport_cost(square, square + torch.tensor([3.0, 4.0]))
+    assert cost == pytest.approx(5, abs=1e-3)
+
+
+def test_transport_cost_where_the_pairing_matters(cells):
+    """On a line sorted pairs are best, whatever the order in which the points come; ties do no harm."""
+    real, generated = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([[4.0], [1.0], [3.0], [2.0]])
+    assert cells.transport_cost(real, generated)[0] == pytest.approx(1, abs=1e-3)
+    assert cells.transport_cost(real, real.flip(0))[0] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["8 Gaussians", "25 Gaussians", "Swiss roll"])
+def test_transport_cost_equals_scipys_assignment(cells, name):
+    rng = torch.Generator().manual_seed(1)
+    real = cells.TOY_DATA[name](300, rng)
+    generated = cells.TOY_DATA[name](300, rng) + torch.randn(300, 2, generator=rng)
+    cost, potential = cells.transport_cost(real, generated)
+    distance = torch.cdist(real.double(), generated.double(), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    best = distance[linear_sum_assignment(distance)].mean()
+    assert best - 1e-9 <= cost <= best + 1e-3
+    of_real, of_generated = potential[:300], potential[300:]
+    assert (of_real[:, None] - of_generated <= distance + 1e-9).all()  # never steeper than 1 between the two samples
+    assert best - 1e-3 <= of_real.mean() - of_generated.mean() <= best + 1e-9  # and worth the whole distance
+
+
+def test_the_perfect_critic_gets_the_whole_distance_at_any_scale(cells):
+    real = points(200)
+    shift = torch.tensor([3.0, 0.0])
+    for scale in (1.0, 0.01, 70.0):
+        found = cells.judge_surface(lambda x, scale=scale: -scale * x[:, 0], real, real + shift)
+        assert found["exact"] == pytest.approx(3, abs=2e-3)
+        assert found["share"] == pytest.approx(1, abs=1e-2)
+        assert found["explained"] > 0.95
+
+
+def test_poor_critics_get_little(cells):
+    real = points(200)
+    generated = real + torch.tensor([3.0, 0.0])
+    assert cells.judge_surface(lambda x: x[:, 0], real, generated)["share"] < -0.9  # the sign reversed
+    assert abs(cells.judge_surface(lambda x: x[:, 1], real, generated)["share"]) < 1e-6  # the wrong direction
+    wave = cells.judge_surface(lambda x: -x[:, 0] + torch.sin(40 * x[:, 1]), real, generated)
+    assert wave["share"] < 0.2  # steep somewhere: what it says must be divided by that slope
+
+
+@pytest.mark.parametrize(
+    ("name", "centres", "spread"), [("8 Gaussians", 8, 0.02 / 1.414), ("25 Gaussians", 25, 0.05 / 2.828)]
+)
+def test_gaussian_mixtures_are_the_scripts(cells, name, centres, spread):
+    drawn = cells.TOY_DATA[name](20_000, torch.Generator().manual_seed(0))
+    if name == "8 Gaussians":
+        angle = torch.arange(8) * math.pi / 4
+        expected = 2 * torch.stack([angle.cos(), angle.sin()], 1) / 1.414
+    else:
+        side = torch.arange(-2, 3) * 2 / 2.828
+        expected = torch.cartesian_prod(side, side)
+    distance, which = torch.cdist(drawn, expected).min(1)
+    share = which.bincount(minlength=centres) / len(drawn)
+    assert ((share * centres - 1).abs() < 0.25).all()
+    assert distance.square().mean().sqrt() == pytest.approx(spread * math.sqrt(2), rel=0.05)
+
+
+def test_swiss_roll_is_a_spiral(cells):
+    drawn = cells.swiss_roll(20_000, torch.Generator().manual_seed(0)) * 7.5
+    radius = drawn.norm(dim=1)
+    t = torch.linspace(1.5 * math.pi, 4.5 * math.pi, 2000)
+    spiral = torch.stack([t * t.cos(), t * t.sin()], 1)
+    assert torch.cdist(drawn, spiral).min(1).values.mean() < 0.25
+    assert radius.min() > 1.5 * math.pi - 1.5 and radius.max() < 4.5 * math.pi + 1.5
+
+
+def test_noisy_data_is_the_data_plus_unit_noise(cells):
+    data = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0], [100.0, 100.0]])
+    x_tilde = cells.NoisyData(data)(torch.randn(40_000, 3, generator=torch.Generator().manual_seed(0))).detach()
+    distance, row = torch.cdist(x_tilde, data).min(1)
+    assert (row.bincount() / 40_000 - 0.25).abs().max() < 0.01
+    noise = x_tilde - data[row]
+    assert noise.mean(0).abs().max() < 0.02 and (noise.std(0) - 1).abs().max() < 0.02 and distance.max() < 10
+    edges = cells.NoisyData(data)(torch.tensor([[-40.0, 0, 0], [40.0, 0, 0]]))  # no row is out of range
+    assert edges.tolist() == [[0, 0], [100, 100]]
+
+
+@pytest.mark.parametrize("method", ["WGAN", "WGAN-GP"])
+def test_fitting_a_critic_leaves_the_generator_alone(cells, method):
+    run = cells.fit_critic(method, cells.swiss_roll, seed=0, width=8, steps=3, learning_rate=1e-3)
+    assert run.generator.scale.item() == 1 and run.iteration == 0
+    if method == "WGAN":
+        assert max(w.abs().max() for w in run.critic.parameters()) <= run.settings.clip
+    again = cells.fit_critic(method, cells.swiss_roll, seed=0, width=8, steps=3, learning_rate=1e-3)
+    assert all(a.equal(b) for a, b in zip(run.critic.parameters(), again.critic.parameters(), strict=True))
+
+
+def test_a_fitted_critic_learns_the_surface(cells):
+    """With the penalty, a few hundred steps on data plus noise find most of the potential; one step finds little."""
+    rng = torch.Generator().manual_seed(5)
+    real = cells.eight_gaussians(300, rng)
+    generated = cells.eight_gaussians(300, rng) + torch.randn(300, 2, generator=rng)
+    worth = [
+        cells.judge_surface(
+            cells.fit_critic("WGAN-GP", cells.eight_gaussians, 0, 64, steps, 2e-3).critic, real, generated
+        )
+        for steps in (1, 300)
+    ]
+    assert worth[1]["explained"] > 0.6 > worth[0]["explained"]
+    assert worth[1]["share"] <= 1.001
+
+
+# 9.2 gradients and weights
+
+
+def deep_run(cells, gain, depth=6, width=4):
+    """A Run with a critic of linear layers gain * identity, positive inputs, so that every ReLU is the identity."""
+    layers = []
+    for _ in range(depth):
+        layer = nn.Linear(width, width)
+        layer.weight.data = gain * torch.eye(width)
+        layer.bias.data.zero_()
+        layers += [layer, nn.ReLU()]
+    head = nn.Linear(width, 1)
+    head.weight.data.fill_(1.0)
+    critic = nn.Sequential(*layers, head, nn.Flatten(0))
+    settings = cells.replace(cells.TOY["WGAN"], latent_size=width)
+    return cells.new_run(settings, (nn.Linear(width, width), critic), CPU)
+
+
+@pytest.mark.parametrize("gain", [0.1, 1.0, 10.0])
+def test_slope_of_layers_scaled_on_purpose(cells, gain):
+    """Every layer multiplies the gradient by `gain`, so log10 of its norm moves by log10(gain) for each layer back."""
+    run = deep_run(cells, gain)
+    norms = cells.layer_gradient_norms(run, 1 + torch.rand(32, 4), 1 + torch.rand(32, 4))
+    assert len(norms) == 6
+    assert cells.norm_slope(norms) == pytest.approx(math.log10(gain), abs=1e-4)
+    # the last layer: d loss / d h = -1/n for real, +1/n for generated, in each of 4 coordinates
+    assert norms[-1] == pytest.approx(math.sqrt(2 * 32 * 4) / 32, rel=1e-5)
+    assert not [layer for layer in run.critic if layer._forward_hooks]
+
+
+def test_gradient_norms_do_not_underflow(cells):
+    norms = cells.layer_gradient_norms(deep_run(cells, 1e-5), 1 + torch.rand(8, 4), 1 + torch.rand(8, 4))
+    assert min(norms) > 0 and cells.norm_slope(norms) == pytest.approx(-5, abs=1e-3)
+
+
+def test_share_at_limit(cells):
+    run = deep_run(cells, 1.0, depth=1, width=2)  # parameters: 1 0 0 1, 0 0, 1 1, 0
+    run.settings = cells.replace(run.settings, clip=1.0)
+    assert cells.share_at_limit(run) == pytest.approx(4 / 9)
+    run.settings = cells.replace(run.settings, clip=2.0)
+    assert cells.share_at_limit(run) == 0
+    run.settings = cells.TOY["WGAN-GP"]  # no limit: of its own largest weight
+    assert cells.share_at_limit(run) == pytest.approx(4 / 9)
+
+
+def test_relu_mlp_has_the_depth_and_the_spread_it_says(cells):
+    net = cells.relu_mlp(2, 1, 256, 12, torch.Generator().manual_seed(0))
+    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
+    assert len(linear) == 12 and sum(isinstance(layer, nn.ReLU) for layer in net) == 11
+    assert net(torch.randn(5, 2)).shape == (5,)
+    assert cells.relu_mlp(2, 3, 8, 4, torch.Generator())(torch.randn(5, 2)).shape == (5, 3)
+    assert linear[5].weight.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.02)  # He
+    assert not any(layer.bias.any() for layer in linear)
+
+
+# 9.3 to 9.5 curves
+
+
+def test_rank_correlation_equals_scipys(cells):
+    a, b = np.random.default_rng(0).normal(size=(2, 30))
+    assert cells.rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert cells.rank_correlation(a, a**3) == pytest.approx(1)
+    assert cells.rank_correlation(a, -a) == pytest.approx(-1)
+    assert cells.trend([5, 6, 9, 70]) == pytest.approx(1)
+
+
+def test_stage_losses_average_the_records_since_the_stage_before(cells):
+    saved = {
+        "history": {"iteration": [1, 2, 3, 4, 6], "critic_loss_train": [-1.0, -3.0, -5.0, -7.0, -11.0]},
+        "quality": {"iteration": [2.0, 4.0, 6.0]},
+    }
+    assert cells.stage_losses(saved, "train") == [2, 6, 11]
+
+
+def test_quality_at_interpolates(cells):
+    table = {"iteration": [10.0, 20.0], "seconds": [1.0, 3.0], "Frechet distance": [8.0, 4.0]}
+    assert cells.quality_at(table, "iteration", 15) == 6
+    assert cells.quality_at(table, "seconds", 1.5) == 7
+
+
+def test_overfitting_numbers_of_curves_that_part(cells):
+    """Training rises by 1 per record, held out falls by 1: the gap grows from about 0 to about 2 * 100."""
+    rising = np.arange(100.0)
+    history = {"iteration": list(range(100)), "critic_loss_train": -rising, "critic_loss_held_out": rising}
+    curves, numbers = cells.overfitting_numbers(history)
+    assert len(curves["train"]) == 10 and curves["train"][0] == pytest.approx(4.5)
+    assert numbers["first gap"] == pytest.approx(9) and numbers["last gap"] == pytest.approx(189)
+    assert numbers["train"] == pytest.approx(1) and numbers["held_out"] == pytest.approx(-1)
+
+
+def test_nearer_share_knows_copies_from_strangers(cells):
+    rng = torch.Generator().manual_seed(0)
+    known, unseen, fresh = (torch.randn(2000, 20, generator=rng) for _ in range(3))
+    copies = known[:500] + 0.01 * torch.randn(500, 20, generator=rng)
+    assert cells.nearer_share(copies, known, unseen) == 1
+    assert cells.nearer_share(copies, unseen, known) == 0
+    assert cells.nearer_share(fresh, known, unseen) == pytest.approx(0.5, abs=0.04)
+
+
+def test_some_images_are_always_the_same_and_only_training_images(cells, tiny):
+    few, again = cells.some_images(tiny, 50), cells.some_images(tiny, 50)
+    assert few.train.equal(again.train) and few.test is tiny.test and len(few.train_labels) == 50
+    pairs = (few.train[:, None].flatten(2) == tiny.train.flatten(1)).all(2)  # [50, 200]
+    assert (pairs.sum(1) == 1).all() and (pairs.sum(0) <= 1).all()
+    assert few.train_labels.equal(tiny.train_labels[pairs.int().argmax(1)])
+
+
+# how results are kept and put into words
+
+
+def test_an_experiment_is_kept_until_its_size_changes(cells, tmp_path, capsys):
+    calls = []
+
+    def measured(n):
+        calls.append(n)
+        return [{"n": n}]
+
+    for size, start in (({"n": 1}, "resume"), ({"n": 1}, "resume"), ({"n": 2}, "resume"), ({"n": 2}, "afresh")):
+        cells.run_experiment(measured, size, tmp_path, start)
+    assert calls == [1, 2, 2]
+    assert "measured.pt: finished before" in capsys.readouterr().out
+    assert cells.read_saved(tmp_path / "measured.pt", cells.RESULT)["results"] == [{"n": 2}]
+    (tmp_path / "measured.pt").write_bytes(b"no experiment")
+    with pytest.raises(ValueError, match=r"measured\.pt is no readable checkpoint"):
+        cells.run_experiment(measured, {"n": 2}, tmp_path, "resume")
+
+
+def test_results_that_are_not_there_are_named(cells, capsys):
+    assert cells.read_results("no_such_experiment") == []
+    assert "no_such_experiment: no results in" in capsys.readouterr().out
+
+
+def test_verdicts(cells):
+    assert cells.verdict({"a": True, "b": True}) == "reproduced"
+    assert cells.verdict({"a": True, "b": False}) == "partly"
+    assert cells.verdict({"a": False, "b": False}) == "not reproduced"
+    assert cells.spread([1.0, 2.0, 3.0]) == "2.00 ± 1.00"
