@@ -10,7 +10,6 @@ claims in the README.
 
 import argparse
 import base64
-import re
 import shutil
 import tempfile
 from pathlib import Path
