@@ -4,7 +4,7 @@ VENV   := .venv
 READY  := $(VENV)/ready
 
 # Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not.
-PARAMETERS := DATASET METHODS PROFILE SEED START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS DATA_DIR MODELS_DIR IMAGES_DIR
+PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS INCEPTION DATA_DIR MODELS_DIR IMAGES_DIR
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(findstring command,$(origin $(p))),-p $(p) '$($(p))'))
 
 export PYTHONWARNINGS := ignore::FutureWarning
@@ -18,7 +18,7 @@ run: $(READY)
 test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lab: $(READY)
 	$(VENV)/bin/jupyter lab wgan_gp.ipynb

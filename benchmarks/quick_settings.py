@@ -83,7 +83,7 @@ def main():
     results = json.loads(kept.read_text()) if kept.exists() else []
     with tempfile.TemporaryDirectory() as unused:
         cells = load_cells(PROFILE="quick", DATA_DIR=chosen.data_dir, MODELS_DIR=unused, IMAGES_DIR=unused)
-    data = cells.load_fashion_mnist(chosen.data_dir, cells.device)
+    data = cells.load_images(cells.source, chosen.data_dir, cells.device)
     classifier = cells.train_classifier(data, 240_000, cells.device, cells.precision)
     reference, _ = cells.describe(classifier, data.train[:10_000])
     floor = cells.frechet_distance(reference, cells.describe(classifier, data.train[10_000:20_000])[0])

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes, which share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ def cells(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fashion_mnist(cells):
     """The real data set, fetched by the notebook's own cells if it is not there."""
-    return cells.load_fashion_mnist(DATA_DIR, torch.device("cpu"))
+    return cells.load_images(cells.source, DATA_DIR, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +41,7 @@ def tiny(cells):
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (300, 1, 28, 28), generator=rng, dtype=torch.uint8)
     labels = torch.randint(10, (300,), generator=rng)
-    return cells.ImageData(images[:200], labels[:200], images[200:], labels[200:])
+    return cells.ImageData(images[:200], labels[:200], images[200:], labels[200:], cells.source.names)
 
 
 @pytest.fixture

@@ -221,10 +221,11 @@ def test_overfitting_numbers_of_curves_that_part(cells):
 def test_nearer_share_knows_copies_from_strangers(cells):
     rng = torch.Generator().manual_seed(0)
     known, unseen, fresh = (torch.randn(2000, 20, generator=rng) for _ in range(3))
+    same = torch.nn.Identity()
     copies = known[:500] + 0.01 * torch.randn(500, 20, generator=rng)
-    assert cells.nearer_share(copies, known, unseen) == 1
-    assert cells.nearer_share(copies, unseen, known) == 0
-    assert cells.nearer_share(fresh, known, unseen) == pytest.approx(0.5, abs=0.04)
+    assert cells.nearer_share(copies, known, unseen, same) == 1
+    assert cells.nearer_share(copies, unseen, known, same) == 0
+    assert cells.nearer_share(fresh, known, unseen, same) == pytest.approx(0.5, abs=0.04)
 
 
 def test_some_images_are_always_the_same_and_only_training_images(cells, tiny):

@@ -1,13 +1,20 @@
-"""Data collection: the real files are checked, the fallback works, a failure names the four files."""
+"""Data collection: files are checked and named, the ways to get them are tried in turn, decoding is right and kept."""
 
 import gzip
 import os
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import DATA_DIR
+from PIL import Image
+from replicas import write_idx
+
+CPU = torch.device("cpu")
 
 
 def test_the_real_data(fashion_mnist, cells):
@@ -15,74 +22,202 @@ def test_the_real_data(fashion_mnist, cells):
     assert fashion_mnist.test.shape == (10_000, 1, 28, 28)
     assert fashion_mnist.train.dtype == torch.uint8
     assert fashion_mnist.train_labels.bincount().tolist() == [6000] * 10
-    assert cells.wrong_files(DATA_DIR / "FashionMNIST" / "raw") == {}
+    assert cells.wrong_files(cells.source, DATA_DIR) == {}
+    original = cells.datasets.FashionMNIST(DATA_DIR, train=False)
+    assert fashion_mnist.test[:, 0].equal(original.data) and fashion_mnist.test_labels.equal(original.targets)
 
 
-def replica(cells, monkeypatch, folder):
-    """Make tiny stand-ins for the four files the expected ones, and write them gzipped into `folder`."""
-    contents = {name: name.encode() * 10 for name in cells.FASHION_MNIST_FILES}
-    expected = {n: (len(c), cells.hashlib.sha256(c).hexdigest()) for n, c in contents.items()}
-    monkeypatch.setattr(cells, "FASHION_MNIST_FILES", expected)
-    folder.mkdir()
-    for name, content in contents.items():
-        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
-    return contents
+@pytest.fixture
+def replica(cells, tmp_path):
+    """A source like Fashion-MNIST with four tiny files, which stand gzipped in tmp_path/package/fashion-mnist."""
+    package = tmp_path / "package" / "fashion-mnist"
+    package.mkdir(parents=True)
+    sums = {}
+    for name in cells.IDX:
+        path = tmp_path / "idx"
+        write_idx(path, np.full((3, 28, 28) if "images" in name else (3,), len(name)))
+        (package / f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        sums[f"FashionMNIST/raw/{name}"] = cells.hashlib.md5(path.read_bytes()).hexdigest()
+    return cells.replace(cells.source, files=sums)
 
 
-def unreachable(raw):
+def unreachable(source, root):
     raise RuntimeError("Error downloading: no route to host")
 
 
-def test_fallback_to_the_installed_package(cells, monkeypatch, tmp_path):
-    contents = replica(cells, monkeypatch, tmp_path / "package")
+def test_fallback_to_the_installed_package(cells, replica, tmp_path):
+    def package(source, root):
+        cells.from_debian(source, root, installed=tmp_path / "package")
 
-    def package(raw):
-        cells.from_debian(raw, installed=tmp_path / "package")
-
-    cells.fetch_fashion_mnist(tmp_path, sources=(unreachable, package))
-    raw = tmp_path / "FashionMNIST" / "raw"
-    assert {path.name: path.read_bytes() for path in raw.iterdir()} == contents
+    cells.fetch(replica, tmp_path, ways=(unreachable, package))
+    assert cells.wrong_files(replica, tmp_path) == {}
+    parts = [cells.open_part(replica, part, tmp_path) for part in ("train", "test")]
+    assert all(images.shape == (3, 1, 28, 28) and labels.shape == (3,) for images, labels in parts)
 
 
 def test_nothing_is_fetched_when_the_files_are_there(cells, fashion_mnist):
-    cells.fetch_fashion_mnist(DATA_DIR, sources=(unreachable,))
+    cells.fetch(cells.source, DATA_DIR, ways=(unreachable,))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "absent"])
-def test_a_damaged_file_is_fetched_again(cells, monkeypatch, tmp_path, damage):
-    contents = replica(cells, monkeypatch, tmp_path / "package")
-    raw = tmp_path / "FashionMNIST" / "raw"
-    cells.from_debian(raw, installed=tmp_path / "package")
-    victim = raw / "train-images-idx3-ubyte"
+@pytest.mark.parametrize("damage", ["truncated", "changed", "foreign", "absent"])
+def test_a_damaged_file_is_fetched_again(cells, replica, tmp_path, damage):
+    def package(source, root):
+        cells.from_debian(source, root, tmp_path / "package")
+
+    package(replica, tmp_path)
+    name = "FashionMNIST/raw/train-images-idx3-ubyte"
+    victim = tmp_path / name
     good = victim.read_bytes()
     {
         "truncated": lambda: victim.write_bytes(good[:-1]),
-        "changed": lambda: victim.write_bytes(bytes([good[0] ^ 1]) + good[1:]),
+        "changed": lambda: victim.write_bytes(good[:-1] + bytes([good[-1] ^ 1])),
+        "foreign": lambda: victim.write_bytes(b"<html>not found</html>"),
         "absent": victim.unlink,
     }[damage]()
-    assert list(cells.wrong_files(raw)) == [victim.name]
-    cells.fetch_fashion_mnist(tmp_path, sources=(lambda raw: cells.from_debian(raw, tmp_path / "package"),))
-    assert {name: (raw / name).read_bytes() for name in contents} == contents
-    assert (raw / f"{victim.name}.wrong").exists() == (damage != "absent")  # the user's file is not lost
+    said = {"truncated": f"{len(good) - 1} bytes, {len(good)} by its header", "changed": "MD5", "foreign": "no IDX"}
+    assert said.get(damage, "absent") in cells.wrong_files(replica, tmp_path)[name]
+    assert len(cells.wrong_files(replica, tmp_path)) == 1
+    cells.fetch(replica, tmp_path, ways=(package,))
+    assert victim.read_bytes() == good
+    assert (tmp_path / f"{name}.wrong").exists() == (damage != "absent")  # the user's file is not lost
 
 
-def test_one_error_says_which_files_to_put_where(cells, tmp_path):
+@pytest.mark.parametrize("name", ["fashion-mnist", "mnist", "cifar-10", "gtsrb", "celeba"])
+def test_one_error_says_which_files_to_put_where_and_where_from(cells, tmp_path, name):
+    source = cells.DATASETS[name]
     with pytest.raises(FileNotFoundError) as failed:
-        cells.fetch_fashion_mnist(tmp_path, sources=(unreachable, unreachable))
+        cells.fetch(source, tmp_path, ways=(unreachable, unreachable))
     message = str(failed.value)
-    assert str(tmp_path / "FashionMNIST" / "raw") in message and "no route to host" in message
-    assert all(name in message for name in cells.FASHION_MNIST_FILES)
+    assert str(tmp_path) in message and "no route to host" in message and source.host in message
+    assert len(source.files) >= 3 and all(path in message for path in source.files)
 
 
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get on this machine")
 def test_fallback_fetches_the_debian_package(cells, tmp_path):
     try:
-        cells.from_debian(tmp_path / "raw", installed=tmp_path / "not installed")
+        cells.from_debian(cells.source, tmp_path, installed=tmp_path / "not installed")
     except subprocess.CalledProcessError as error:
         if "CI" in os.environ:
             raise
         pytest.skip(f"Debian's archive cannot be reached: {error.stderr}")
-    assert cells.wrong_files(tmp_path / "raw") == {}
+    assert cells.wrong_files(cells.source, tmp_path) == {}
+
+
+@pytest.fixture
+def album(tmp_path):
+    """80 pictures in two folders, wide ones with a red left, a green middle square and a blue right."""
+    for i in range(80):
+        image = np.zeros((20, 40, 3), np.uint8)
+        image[:, :10, 0] = image[:, 10:30, 1] = image[:, 30:, 2] = 255 - i
+        (tmp_path / "album" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "album" / str(i % 2) / f"{i}.png")
+    return tmp_path / "album"
+
+
+def test_a_folder_is_cropped_to_its_centre_and_split_for_good(cells, album, tmp_path):
+    source = cells.choose_source(f"folder:{album}", 32)
+    data = cells.load_images(source, tmp_path, CPU)
+    assert data.train.shape == (64, 3, 32, 32) and data.test.shape == (16, 3, 32, 32) and data.target == "rotations"
+    both = torch.cat([data.train, data.test])
+    assert both[:, [0, 2]].max() == 0 and both[:, 1].amin() > 150  # only the green centre
+    assert sorted(both[:, 1, 0, 0].tolist()) == [255 - i for i in range(79, -1, -1)]  # each picture once
+    again = cells.load_images(cells.choose_source(f"folder:{album}", 32), tmp_path / "elsewhere", CPU)
+    assert again.train.equal(data.train)
+
+
+def test_a_folder_of_grey_pictures_has_one_channel(cells, tmp_path):
+    (tmp_path / "grey").mkdir()
+    for i in range(50):
+        Image.new("L", (30 + i, 40), i).save(tmp_path / "grey" / f"{i}.png")
+    source = cells.choose_source(f"folder:{tmp_path / 'grey'}", 28)
+    assert cells.load_images(source, tmp_path, CPU).train.shape == (40, 1, 28, 28)
+
+
+def test_a_portrait_photograph_stands_upright(cells, tmp_path):
+    (tmp_path / "a").mkdir()
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    for i in range(50):
+        Image.fromarray(image).save(tmp_path / "a" / f"{i}.png", exif=exif)
+    pictures = cells.load_images(cells.choose_source(f"folder:{tmp_path / 'a'}", 32), tmp_path, CPU).train
+    assert pictures[:, :, :16].max() == 0 and pictures[:, :, 16:].min() == 255
+
+
+@pytest.mark.parametrize(("where", "said"), [("none", "no such folder"), (".", "0 images; allowed: at least 50")])
+def test_a_folder_without_images_is_refused(cells, tmp_path, where, said):
+    with pytest.raises(ValueError, match=rf"DATASET is 'folder:.*{said}"):
+        cells.choose_source(f"folder:{tmp_path / where}", 64)
+
+
+def test_images_that_cannot_be_read_are_all_named_and_nothing_is_left(cells, album, tmp_path):
+    whole = (album / "0" / "10.png").read_bytes()
+    (album / "0" / "10.png").write_bytes(whole[: len(whole) // 2])
+    (album / "1" / "11.png").write_text("this is no picture")
+    with pytest.raises(ValueError) as failed:
+        cells.load_images(cells.choose_source(f"folder:{album}", 32), tmp_path, CPU)
+    assert all(said in str(failed.value) for said in ("2 images cannot be read", "10.png (", "11.png ("))
+    assert not [p for p in (tmp_path / "prepared").iterdir() if p.suffix == ".part"]
+    for name in ("0/10.png", "1/11.png"):
+        (album / name).unlink()
+    assert len(cells.load_images(cells.choose_source(f"folder:{album}", 32), tmp_path, CPU).train) == 63
+
+
+def test_decoding_happens_once_for_the_same_files(cells, album, tmp_path, monkeypatch):
+    source = cells.choose_source(f"folder:{album}", 32)
+    first = cells.load_images(source, tmp_path, CPU)
+    decoded = []
+    decode = cells.decode
+    monkeypatch.setattr(cells, "decode", lambda *args: decoded.append(1) or decode(*args))
+    assert cells.load_images(source, tmp_path, CPU).train.equal(first.train) and not decoded
+    Image.new("RGB", (50, 50), "white").save(album / "0" / "0.png")  # another picture in its place
+    assert not cells.load_images(source, tmp_path, CPU).train.equal(first.train) and len(decoded) == 2
+
+
+def test_an_interrupted_decoding_leaves_nothing_half_written(cells, album, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cells.load_images(cells.choose_source(f"folder:{album}", 32), tmp_path, CPU)
+    assert not list((tmp_path / "prepared").iterdir())
+
+
+def own_memory():
+    """Bytes of memory of this process that no file backs."""
+    (line,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(line)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_images_larger_than_the_free_memory_stay_on_disk(cells, tmp_path):
+    """A quarter of CelebA, as a file of zeros: drawing from it takes no memory of its own."""
+    path = tmp_path / "celeba.npy"
+    np.lib.format.open_memmap(path, "w+", np.uint8, (40_000, 3, 64, 64))[-1] = 255
+    images = torch.from_numpy(np.load(path, mmap_mode="c"))
+    rng = torch.Generator().manual_seed(0)
+    before = own_memory()
+    for _ in range(20):
+        assert cells.draw_real(images, 64, rng).shape == (64, 3, 64, 64)
+    assert own_memory() - before < 1e8  # all of it would be 5e8
+    assert images[-1].min() == 255
+
+
+def test_what_does_not_fit_on_the_gpu_stays_where_it_is(cells, monkeypatch):
+    images, labels = torch.zeros(10, 3, 4, 4, dtype=torch.uint8), torch.zeros(10)
+    monkeypatch.setattr(cells.torch.cuda, "mem_get_info", lambda device: (2 * images.nbytes - 2, 10**12))
+    assert cells.place(images, labels, torch.device("cuda"))[0] is images  # no byte moved
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_batches_from_host_memory_arrive_on_the_gpu(cells, tiny, run):
+    r = run("WGAN")
+    r.rng = torch.Generator("cuda").manual_seed(0)
+    x = r.draw(tiny.train, 32)
+    expected = cells.draw_real(tiny.train, 32, torch.Generator().manual_seed(r.settings.seed))
+    assert x.device.type == "cuda" and x.cpu().equal(expected)
 
 
 def test_pixels_survive_the_way_to_float_and_back(cells):
@@ -96,3 +231,12 @@ def test_drawn_images_are_real_and_follow_the_generator(cells, tiny):
     assert first.equal(again)
     flat = cells.to_float(tiny.train).flatten(1)
     assert torch.cdist(first.flatten(1), flat).min(dim=1).values.max() < 0.1
+
+
+def test_rotations_are_quarter_turns(cells, tiny):
+    turned, answers = cells.questions(tiny.train[:8], tiny.train_labels[:8], "rotations")
+    assert answers.tolist() == [0, 1, 2, 3] * 2
+    for before, after, turns in zip(tiny.train, turned, answers.tolist(), strict=False):
+        assert np.array_equal(np.rot90(before[0].numpy(), turns), after[0].numpy())
+    same, labels = cells.questions(tiny.train[:8], tiny.train_labels[:8], "classes")
+    assert same.equal(tiny.train[:8]) and labels.equal(tiny.train_labels[:8])

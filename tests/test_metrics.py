@@ -1,5 +1,8 @@
 """Scores against well-kept libraries, and against answers known beforehand."""
 
+import sys
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import torch
@@ -96,5 +99,33 @@ def test_neighbour_scores_of_known_cases(cells):
 def test_nearest_finds_planted_copies_across_chunks(cells):
     candidates = torch.randn(70, 6)
     index = torch.tensor([0, 33, 69])
-    distances, found = cells.nearest(candidates[index] + 1e-4, candidates, chunk=30)
+    distances, found = cells.nearest(candidates[index] + 1e-4, candidates, lambda part: part, chunk=30)
     assert found.equal(index) and distances.max() < 1e-2
+
+
+def test_inception_scores_of_equal_and_of_unlike_pictures(cells, monkeypatch):
+    """The whole way through torch-fidelity's network, with random weights, as the real ones need a download."""
+    network = "torch_fidelity.feature_extractor_inceptionv3"
+    monkeypatch.setattr(f"{network}.load_state_dict_from_url", lambda *_, **__: {})
+    monkeypatch.setattr(f"{network}.FeatureExtractorInceptionV3.load_state_dict", lambda *_, **__: None)
+    rng = torch.Generator().manual_seed(0)
+    grey = torch.randint(256, (12, 1, 28, 28), generator=rng, dtype=torch.uint8)
+    same = cells.inception_scores(grey, grey.expand(-1, 3, -1, -1))
+    other = cells.inception_scores(grey, torch.zeros_like(grey))
+    assert same["FID (Inception)"] == pytest.approx(0, abs=1e-2) and same["IS (Inception)"] >= 1
+    assert other["FID (Inception)"] > 10 * abs(same["FID (Inception)"])
+
+
+def test_inception_scores_say_what_is_missing(cells, monkeypatch):
+    pictures = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
+
+    def no_network(*_, **__):
+        raise URLError("no route to host")
+
+    network = "torch_fidelity.feature_extractor_inceptionv3"
+    monkeypatch.setattr(f"{network}.load_state_dict_from_url", no_network)
+    with pytest.raises(RuntimeError, match=r"weights could not be fetched into .*checkpoints .*no route to host"):
+        cells.inception_scores(pictures, pictures)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(RuntimeError, match="pip install torch-fidelity"):
+        cells.inception_scores(pictures, pictures)

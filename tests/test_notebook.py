@@ -127,7 +127,7 @@ def test_the_committed_run_was_made_by_the_current_code(committed):
 def test_the_notebook_is_short_and_tagged(committed):
     code = [c for c in committed.cells if c.cell_type == "code"]
     sizes = sorted(sum(bool(line.strip()) and line.strip()[0] != "#" for line in c.source.split("\n")) for c in code)
-    assert len(code) <= 90 and sizes[len(sizes) // 2] <= 12 and sizes[-1] <= 40
+    assert len(code) <= 110 and sizes[len(sizes) // 2] <= 12 and sizes[-1] <= 40
     assert 1.0 <= (len(committed.cells) - len(code)) / len(code) <= 1.6
     tags = {"setup", "parameters", "define", "train", "evaluate"}
     assert all(set(c.metadata.get("tags", [])) & tags for c in code)
@@ -160,4 +160,4 @@ def test_the_readmes_pictures_exist_and_are_small():
     names = [a or b for a, b in pictures]
     assert len(names) >= 4
     for name in names:
-        assert (ROOT / name).stat().st_size < 2e6, name
+        assert (ROOT / name).stat().st_size < (4e6 if name.endswith(".gif") else 5e5), name

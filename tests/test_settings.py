@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import nbformat
 import pytest
+from conftest import ROOT
 from notebook_cells import NOTEBOOK, load_cells
 
 WRONG_TYPE = {int: 1.5, float: "fast", str: 3, bool: 1}
@@ -21,7 +22,7 @@ def test_every_setting_refuses_values_out_of_range(cells):
         low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
         wrong = ["something else"] if choices else [] if low is None else [low - 1, high * 2]
         wrong += [float("nan"), float("inf")] if f.type is float else []
-        assert wrong or f.type is bool, f"{f.name} accepts anything"
+        assert wrong or f.type is bool or f.name == "dataset", f"{f.name} accepts anything"
         for value in wrong:
             with pytest.raises(ValueError, match=rf"^{f.name} is .*allowed: "):
                 cells.Settings(**{f.name: value})
@@ -56,6 +57,11 @@ def test_paper_settings(cells):
     ("name", "value", "error"),
     [
         ("DATASET", "mnisst", ValueError),
+        ("DATASET", "folder:", ValueError),
+        ("DATASET", "folder:/no/such/folder", ValueError),
+        ("IMAGE_SIZE", 50, ValueError),
+        ("IMAGE_SIZE", "64", TypeError),
+        ("INCEPTION", "yes", TypeError),
         ("METHODS", "WGAN, LSGAN", ValueError),
         ("METHODS", "", ValueError),
         ("PROFILE", "slow", ValueError),
@@ -83,6 +89,14 @@ def test_parameters_cell_holds_literals_only():
     for statement in ast.parse(parameters.source).body:
         assert isinstance(statement, ast.Assign)
         ast.literal_eval(statement.value)
+
+
+def test_make_passes_every_parameter_on():
+    (given,) = [line for line in (ROOT / "Makefile").read_text().split("\n") if line.startswith("PARAMETERS := ")]
+    cells = nbformat.read(NOTEBOOK, 4).cells
+    (parameters,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    names = [statement.targets[0].id for statement in ast.parse(parameters.source).body]
+    assert given.removeprefix("PARAMETERS := ").split() == names
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "standard", "full"])

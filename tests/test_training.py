@@ -148,11 +148,11 @@ def test_the_judge_sees_the_samples_that_are_kept(cells, run):
     seen = []
     cells.keep_samples(r, judge=lambda pictures: seen.append(pictures) or {"score": 7.0})
     assert seen[0].shape == (r.settings.judged_samples, 1, 28, 28)
-    assert r.strip[0].equal(seen[0][:36])
+    assert r.strip[0].equal(seen[0][:25])
     assert r.quality == {"iteration": [0.0], "seconds": [0.0], "score": [7.0]}
     r.strip.clear()
     cells.keep_samples(r)  # the noise of the kept ones does not depend on whether somebody judges
-    assert r.strip[0].shape == (36, 1, 28, 28) and r.quality["score"] == [7.0]
+    assert r.strip[0].shape == (25, 1, 28, 28) and r.quality["score"] == [7.0]
 
 
 def test_the_clock_counts_the_training_alone(cells, tiny, tmp_path):
@@ -166,14 +166,34 @@ def test_the_clock_counts_the_training_alone(cells, tiny, tmp_path):
     judged = len(trained.quality["score"])
     assert judged >= 10 and trained.seconds < passed - 0.2 * judged
     assert trained.quality["seconds"] == sorted(trained.quality["seconds"])
-    assert trained.quality["iteration"] == sorted(set(trained.strip) - {0})
+    assert trained.quality["iteration"] == sorted(cells.stages(trained.settings, len(tiny.train)))
+
+
+def test_the_time_lapse_has_a_frame_every_so_many_iterations(cells, tiny, tmp_path):
+    settings = cells.profile_settings("smoke", "WGAN", film_every=5)
+    trained = cells.train(settings, tiny, tmp_path, CPU)
+    assert {0, 5, 10} <= set(trained.strip)
+    for pictures in trained.strip.values():  # saved as they are, not with a larger tensor that they were cut from
+        assert pictures.untyped_storage().nbytes() == pictures.nbytes
+
+
+@pytest.mark.parametrize(("channels", "side", "zoom"), [(1, 28, 2), (3, 64, 1)])
+def test_a_frame_shows_what_each_method_drew_last(cells, channels, side, zoom):
+    black, white = (torch.full((25, channels, side, side), value, dtype=torch.uint8) for value in (0, 255))
+    strips = {"WGAN": {0: black, 5: white}, "DCGAN": {0: black}}  # the second ended earlier, and rests
+    for at, left in ((0, 0), (4, 0), (5, 255), (9, 255)):
+        frame = cells.film_frame(strips, at).convert("L")
+        assert frame.size == (2 * zoom * (5 * (side + 1) + 1), zoom * (5 * (side + 1) + 1) + 16)
+        middle = zoom * (2 * (side + 1) + side // 2)
+        assert frame.getpixel((middle, 16 + middle)) == left
+        assert frame.getpixel((frame.width // 2 + middle, 16 + middle)) == 0
 
 
 @pytest.mark.parametrize(("method", "one", "ten"), [("DCGAN", 938, 9375), ("WGAN-GP", 188, 1875)])
 def test_stages_include_the_first_and_the_tenth_epoch(cells, method, one, ten):
     full = cells.PAPER[method]
     assert (cells.epoch_end(1, full, 60_000), cells.epoch_end(10, full, 60_000)) == (one, ten)
-    assert {0, one, ten, full.iterations} <= cells.stages(full, 60_000)
+    assert {one, ten, full.iterations} <= cells.stages(full, 60_000)
     short = cells.replace(full, iterations=1000)
     assert max(cells.stages(short, 60_000)) == 1000
     quick = cells.profile_settings("quick", method)
@@ -200,7 +220,8 @@ def same_state(cells, a, b):
     """All that makes up two runs is equal, bit for bit; only the seconds may differ."""
     left, right = ({n: getattr(r, n).state_dict() for n in cells.STATEFUL} for r in (a, b))
     left["strip"], right["strip"] = a.strip, b.strip
-    left["rng"], right["rng"] = a.rng.get_state(), b.rng.get_state()
+    for name in cells.GENERATORS:
+        left[name], right[name] = (getattr(r, name).get_state() for r in (a, b))
 
     def compare(x, y, path):
         assert type(x) is type(y), path
