@@ -1,4 +1,4 @@
-# make run | test | lab | publish      (the README says what each does)
+# make run | test | lab | publish | bench | search | stress      (the README says what each does)
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/ready
@@ -10,7 +10,7 @@ GIVEN := $(foreach p,$(PARAMETERS),$(if $(findstring command,$(origin $(p))),-p 
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1
 
-.PHONY: run test lab publish search clean
+.PHONY: run test browser stress lab publish bench search clean
 
 run: $(READY)
 	$(VENV)/bin/python tools/run.py $(GIVEN)
@@ -20,6 +20,15 @@ test: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
+# What tests/test_jupyterlab.py needs, else skipped: Chromium from Debian's packages (asks for sudo), playwright in .venv.
+browser: $(READY)
+	$$([ "$$(id -u)" = 0 ] || echo sudo) apt-get install --yes --no-install-recommends chromium
+	$(VENV)/bin/python -m pip install --quiet playwright
+
+# A hundred kills and five hundred damaged files; `make test` has a tenth of it (about five minutes on 2 cores).
+stress: $(READY)
+	$(VENV)/bin/python tests/stress.py --kills 100 --damages 500
+
 lab: $(READY)
 	$(VENV)/bin/jupyter lab wgan_gp.ipynb
 
@@ -28,7 +37,11 @@ lab: $(READY)
 publish: $(READY)
 	$(VENV)/bin/python tools/publish.py
 
-# The comparison that chose the settings of the quick profile (about 25 minutes on 2 cores).
+# Training beside the usual loop, step by step (about a quarter of an hour on 2 cores).
+bench: $(READY)
+	$(VENV)/bin/python benchmarks/training_speed.py
+
+# The comparison that chose the settings of the quick profile (about 50 minutes on 2 cores).
 search: $(READY)
 	$(VENV)/bin/python benchmarks/quick_settings.py
 

@@ -242,23 +242,43 @@ def test_some_images_are_always_the_same_and_only_training_images(cells, tiny):
 def test_an_experiment_is_kept_until_its_size_changes(cells, tmp_path, capsys):
     calls = []
 
-    def measured(n):
-        calls.append(n)
-        return [{"n": n}]
+    def measure(case, n):
+        calls.append((case, n))
+        if (case, n) == ("b", 3) and len(calls) < 7:
+            raise KeyboardInterrupt
+        return {"case": case, "n": n}
 
-    for size, start in (({"n": 1}, "resume"), ({"n": 1}, "resume"), ({"n": 2}, "resume"), ({"n": 2}, "afresh")):
-        cells.run_experiment(measured, size, tmp_path, start)
-    assert calls == [1, 2, 2]
-    assert "measured.pt: finished before" in capsys.readouterr().out
-    assert cells.read_saved(tmp_path / "measured.pt", cells.RESULT)["results"] == [{"n": 2}]
+    def experiment(n, start="resume"):
+        cells.run_experiment("measured", measure, [("a",), ("b",)], {"n": n, "seeds": 1}, tmp_path, start)
+
+    experiment(1)
+    experiment(1)
+    assert "measured.pt: 2 of 2 were measured before" in capsys.readouterr().out
+    experiment(2)
+    assert calls == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    with pytest.raises(KeyboardInterrupt):
+        experiment(3)
+    assert calls[4:] == [("a", 3), ("b", 3)]
+    assert len(cells.read_saved(tmp_path / "measured.pt", cells.EXPERIMENT)["results"]) == 1
+    experiment(3)  # goes on where it was interrupted
+    assert calls[6:] == [("b", 3)]
+    assert cells.read_saved(tmp_path / "measured.pt", cells.EXPERIMENT)["results"][1] == {"case": "b", "n": 3}
+    experiment(3, "afresh")
+    assert calls[7:] == [("a", 3), ("b", 3)]
     (tmp_path / "measured.pt").write_bytes(b"no experiment")
     with pytest.raises(ValueError, match=r"measured\.pt is no readable checkpoint"):
-        cells.run_experiment(measured, {"n": 2}, tmp_path, "resume")
+        experiment(3)
 
 
-def test_results_that_are_not_there_are_named(cells, capsys):
+def test_results_that_are_not_there_or_unfinished_are_named(cells, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cells, "models", tmp_path)
     assert cells.read_results("no_such_experiment") == []
-    assert "no_such_experiment: no results in" in capsys.readouterr().out
+    assert "no_such_experiment: no finished results in" in capsys.readouterr().out
+    saved = {"cases": [["a"], ["b"]], "size": {"n": 1}, "processor": "abacus", "results": [{"n": 1}]}
+    cells.write_atomically(tmp_path / "some.pt", saved)
+    assert cells.read_results("some") == []
+    cells.write_atomically(tmp_path / "some.pt", saved | {"results": [{"n": 1}, {"n": 2}]})
+    assert len(cells.read_results("some")) == 2 and "n 1; abacus" in capsys.readouterr().out
 
 
 def test_verdicts(cells):

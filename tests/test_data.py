@@ -92,6 +92,30 @@ def test_one_error_says_which_files_to_put_where_and_where_from(cells, tmp_path,
     assert len(source.files) >= 3 and all(path in message for path in source.files)
 
 
+def test_the_error_lists_what_is_missing_after_the_attempts(cells, replica, tmp_path):
+    """Not what was missing before: a way may have brought a part."""
+
+    def half(source, root):
+        cells.from_debian(source, root, tmp_path / "package")
+        (root / "FashionMNIST/raw/t10k-labels-idx1-ubyte").unlink()
+        raise OSError("timed out")
+
+    with pytest.raises(FileNotFoundError, match="timed out") as failed:
+        cells.fetch(replica, tmp_path, ways=(half,))
+    assert "t10k-labels-idx1-ubyte: absent" in str(failed.value)
+    assert "train-images" not in str(failed.value)
+
+
+def test_a_damaged_cache_is_removed_and_made_again(cells, album, tmp_path):
+    source = cells.choose_source(f"folder:{album}", 32)
+    first = cells.load_images(source, tmp_path, CPU).train.clone()
+    (array,) = (tmp_path / "prepared").glob("*-train-*.npy")
+    array.write_bytes(array.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"-train-.*\.npy was damaged .*Run this again"):
+        cells.load_images(source, tmp_path, CPU)
+    assert cells.load_images(source, tmp_path, CPU).train.equal(first)
+
+
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get on this machine")
 def test_fallback_fetches_the_debian_package(cells, tmp_path):
     try:
@@ -143,6 +167,16 @@ def test_a_portrait_photograph_stands_upright(cells, tmp_path):
         Image.fromarray(image).save(tmp_path / "a" / f"{i}.png", exif=exif)
     pictures = cells.load_images(cells.choose_source(f"folder:{tmp_path / 'a'}", 32), tmp_path, CPU).train
     assert pictures[:, :, :16].max() == 0 and pictures[:, :, 16:].min() == 255
+
+
+def test_sixteen_bits_of_grey_keep_their_range(cells, tmp_path):
+    (tmp_path / "deep").mkdir()
+    for i in range(60):
+        Image.fromarray(np.full((30, 30), 1000 * i, np.uint16)).save(tmp_path / "deep" / f"{i:02}.png")
+    source = cells.choose_source(f"folder:{tmp_path / 'deep'}", 28)
+    data = cells.load_images(source, tmp_path, CPU)
+    found = sorted(torch.cat([data.train, data.test]).flatten(1).float().mean(1).round().int().tolist())
+    assert source.channels == 1 and found == [round(1000 * i / 257) for i in range(60)]
 
 
 @pytest.mark.parametrize(("where", "said"), [("none", "no such folder"), (".", "0 images; allowed: at least 50")])

@@ -56,6 +56,15 @@ def test_kernel_distance_averages_its_blocks(cells, features):
     assert cells.kernel_distance(*features, block=200) == pytest.approx(np.mean(parts), rel=1e-9)
 
 
+@pytest.mark.parametrize(("n", "used"), [(401, 400), (201, 200), (150, 150), (599, 400)])
+def test_kernel_distance_takes_whole_blocks_only(cells, features, n, used):
+    """A remainder of one feature would have no unbiased estimate; fewer than a block are one block."""
+    real, generated = features[0][:n], features[1][:n]
+    found = cells.kernel_distance(real, generated, block=200)
+    assert np.isfinite(found)
+    assert found == pytest.approx(cells.kernel_distance(real[:used], generated[:used], block=200), rel=1e-12)
+
+
 def test_inception_score_against_torchmetrics(cells):
     logits = torch.randn(400, 24, dtype=torch.float64) * 3
     oracle = InceptionScore(feature=Identity(), normalize=False, splits=1)

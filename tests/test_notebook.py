@@ -63,19 +63,15 @@ def test_the_whole_notebook_runs_alone(smoke):
     )
 
 
-def test_evaluation_alone_twice(smoke):
+def test_evaluation_alone(smoke):
+    """In another kernel, without the training cells: fresh samples, and nothing saved is touched."""
     folder, _ = smoke
     models = folder / "saved_models" / "fashion-mnist-smoke-seed0"
-    before = {p: p.read_bytes() for p in models.rglob("*.pt")}
-    grids, tables = [], []
-    for seed in (None, None, 7, 7):
-        text = printed(run_notebook(folder, without=("train",), EVALUATION_SEED=seed))
-        assert "starting afresh" not in text
-        grids.append((folder / "images" / "fashion-mnist-smoke-seed0" / "samples.png").read_bytes())
-        tables.append((models / "results.md").read_text())
-    assert grids[0] != grids[1] and tables[0] != tables[1]  # fresh samples
-    assert grids[2] == grids[3] and tables[2] == tables[3]  # the same ones when a seed is given
-    assert {p: p.read_bytes() for p in models.rglob("*.pt")} == before
+    samples = folder / "images" / "fashion-mnist-smoke-seed0" / "samples.png"
+    before = {p: p.read_bytes() for p in [*models.rglob("*.pt"), samples]}
+    text = printed(run_notebook(folder, without=("train",)))
+    assert "starting afresh" not in text
+    assert [path for path, content in before.items() if path.read_bytes() != content] == [samples]
     assert "not measured" not in (models / "claims.md").read_text()  # drawn from the saved results
 
 
@@ -95,7 +91,7 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
 def test_evaluation_without_any_weights_says_what_to_do(tmp_path, fashion_mnist):
     text = printed(run_notebook(tmp_path, without=("train",), METHODS="WGAN-GP"))
     assert re.search(r"WGAN-GP: left out, no weights in .*run its training cell first", text)
-    assert "value_surfaces: no results in" in text and text.count("not measured yet") == 6
+    assert "value_surfaces: no finished results in" in text and text.count("not measured yet") == 6
 
 
 def test_an_unknown_parameter_is_refused():
@@ -127,7 +123,7 @@ def test_the_committed_run_was_made_by_the_current_code(committed):
 def test_the_notebook_is_short_and_tagged(committed):
     code = [c for c in committed.cells if c.cell_type == "code"]
     sizes = sorted(sum(bool(line.strip()) and line.strip()[0] != "#" for line in c.source.split("\n")) for c in code)
-    assert len(code) <= 110 and sizes[len(sizes) // 2] <= 12 and sizes[-1] <= 40
+    assert len(code) <= 125 and sizes[len(sizes) // 2] <= 12 and sizes[-1] <= 40
     assert 1.0 <= (len(committed.cells) - len(code)) / len(code) <= 1.6
     tags = {"setup", "parameters", "define", "train", "evaluate"}
     assert all(set(c.metadata.get("tags", [])) & tags for c in code)

@@ -6,6 +6,8 @@ from dataclasses import fields
 import nbformat
 import pytest
 from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from notebook_cells import NOTEBOOK, load_cells
 
 WRONG_TYPE = {int: 1.5, float: "fast", str: 3, bool: 1}
@@ -26,6 +28,30 @@ def test_every_setting_refuses_values_out_of_range(cells):
         for value in wrong:
             with pytest.raises(ValueError, match=rf"^{f.name} is .*allowed: "):
                 cells.Settings(**{f.name: value})
+
+
+VALUES = st.one_of(st.integers(), st.floats(), st.text(max_size=5), st.booleans(), st.none(), st.lists(st.integers()))
+
+
+@given(data=st.data())
+def test_any_value_is_taken_or_refused_by_name(cells, data):
+    """A setting holds a value of its type within its limits, or one error names it, the value and what is allowed."""
+    f = data.draw(st.sampled_from(fields(cells.Settings)))
+    low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
+    near = [] if low is None else [low, high, low - 1, high + 1, f.type(low), f.type(high)]
+    value = data.draw(st.one_of(VALUES, st.sampled_from([*near, *(choices or ()), f.default])))
+    right_type = type(value) is f.type or (f.type is float and type(value) is int)
+    allowed = right_type and (choices is None or value in choices) and (low is None or low <= value <= high)
+    try:
+        settings = cells.Settings(**{f.name: value})
+        assert allowed and getattr(settings, f.name) == value
+    except (TypeError, ValueError) as error:
+        if allowed:  # but not together with the other settings' defaults
+            assert f.name in ("clip", "critic_batch_norm") and str(error).startswith(
+                "penalty_weight is 10.0; allowed: 0"
+            )
+        else:
+            assert str(error).startswith(f"{f.name} is {value!r}") and "allowed: " in str(error)
 
 
 def test_unknown_setting(cells):
@@ -73,14 +99,20 @@ def test_paper_settings(cells):
         ("EVALUATION_SEED", 0.5, TypeError),
         ("EVALUATION_SEED", -3, ValueError),
         ("TEST_CLAIMS", "no", TypeError),
+        ("DATASET", 3, TypeError),
+        ("METHODS", ["WGAN"], TypeError),
+        ("DATA_DIR", None, TypeError),
+        ("MODELS_DIR", 7, TypeError),
+        ("MODELS_DIR", "/dev/null", ValueError),
+        ("IMAGES_DIR", "/proc/nowhere", ValueError),
     ],
 )
 def test_parameters_are_refused_before_any_work(tmp_path, name, value, error):
     folders = {"MODELS_DIR": str(tmp_path / "models"), "IMAGES_DIR": str(tmp_path / "images")}
     with pytest.raises(error, match="allowed: ") as refused:
-        load_cells(**folders, **{name: value})
+        load_cells(**folders | {name: value})
     assert name in str(refused.value) or name.lower() in str(refused.value)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_parameters_cell_holds_literals_only():

@@ -16,6 +16,10 @@ def brightness(pictures):
     return {"brightness": pictures.float().mean().item()}
 
 
+def weights(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
 def snapshot(network):
     return {name: value.clone() for name, value in network.state_dict().items()}
 
@@ -94,18 +98,121 @@ def test_average(cells, run, tiny):
     r = run(ema_decay=0.9)
     for _ in range(100):
         cells.iterate(r, tiny.train)
+    assert r.average_decay.item() == pytest.approx(0.9)
     before = snapshot(r.average)
     cells.update_average(r)
-    for name, value in r.average.state_dict().items():
-        if value.is_floating_point():
-            expected = 0.9 * before[name] + 0.1 * r.generator.state_dict()[name]
-            assert torch.allclose(value, expected, atol=1e-6), name
+    for (name, value), current in zip(r.average.named_parameters(), r.generator.parameters(), strict=True):
+        assert torch.allclose(value, 0.9 * before[name] + 0.1 * current, atol=1e-6), name
+
+
+def test_settled_statistics_are_those_of_the_weights(cells, run, tiny):
+    """The first layer's are those of its outputs for the same latents; two batch sizes agree; the original is left."""
+    r = run()
+    for _ in range(20):
+        cells.iterate(r, tiny.train)
+    before = snapshot(r.average)
+    settled = cells.settled(r.average, n=1000, batch=500)
+    assert not settled.training and not r.average.training
+    assert all(value.equal(before[name]) for name, value in r.average.state_dict().items())
+    z = torch.randn(1000, r.settings.latent_size, generator=torch.Generator().manual_seed(0))
+    linear, norm = settled.layers[:2]
+    assert torch.allclose(norm.running_mean, linear(z).mean(0), atol=1e-5)
+    assert torch.allclose(norm.running_var, linear(z).view(2, 500, -1).var(1).mean(0), rtol=1e-4)
+    assert torch.allclose(settled(z[:4]), settled(z)[:4], atol=1e-5)  # a sample does not depend on its neighbours
+    assert all(p.equal(before[name]) for name, p in settled.named_parameters())
 
 
 def test_no_average_when_the_decay_is_zero(cells, run, tiny):
     r = run(ema_decay=0.0)
     cells.iterate(r, tiny.train)
     assert not changed(r.average, snapshot(r.generator))
+
+
+def test_the_average_forgets_the_start(cells, run):
+    r = run(ema_decay=0.999)
+    decays = []
+    for r.iteration in (0, 8, 10**6):
+        cells.set_pace(r)
+        decays.append(r.average_decay.item())
+    assert decays == pytest.approx([2 / 11, 10 / 19, 0.999])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("decay", [True, False])
+def test_learning_rate(cells, run, tiny, method, decay):
+    """Constant, or down to 0 along a line; and it is the rate that both optimisers step with."""
+    r = run(method, linear_decay=decay, learning_rate=0.01, iterations=10)
+    groups = [g for optimizer in (r.generator_optimizer, r.critic_optimizer) for g in optimizer.param_groups]
+    for r.iteration in (0, 5, 9):
+        cells.set_pace(r)
+        expected = 0.01 * (1 - r.iteration / 10) if decay else 0.01
+        assert [float(group["lr"]) for group in groups] == pytest.approx([expected] * 2)
+    for optimizer, network in ((r.generator_optimizer, r.generator), (r.critic_optimizer, r.critic)):
+        moves = []
+        for rate in (1.0, 0.1):
+            twin = cells.deepcopy(network)
+            twin_optimizer = cells.build_optimizer(r.settings, twin)
+            twin_optimizer.param_groups[0]["lr"].fill_(rate)
+            for p in twin.parameters():
+                p.grad = torch.ones_like(p)
+            twin_optimizer.step()
+            moves.append((weights(twin) - weights(network)).abs().mean())
+        assert moves[0] / moves[1] == pytest.approx(10, rel=1e-3), optimizer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_optimisers_are_the_library_s_own(cells, run, method):
+    """Fused, capturable and with the rate in a tensor, they step as the plain ones with the same settings do."""
+    r = run(method)
+    chosen = r.settings
+    for network in (r.generator, r.critic):
+        twin = cells.deepcopy(network)
+        ours = cells.build_optimizer(chosen, network)
+        if chosen.optimizer == "rmsprop":
+            plain = torch.optim.RMSprop(twin.parameters(), lr=chosen.learning_rate)
+        else:
+            betas = (float(chosen.beta1), float(chosen.beta2))
+            plain = torch.optim.Adam(twin.parameters(), lr=chosen.learning_rate, betas=betas, foreach=False)
+        rng = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for p, q in zip(network.parameters(), twin.parameters(), strict=True):
+                p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=rng))
+                q.grad = p.grad.clone()
+            ours.step()
+            plain.step()
+        assert torch.allclose(weights(network), weights(twin), rtol=0, atol=chosen.learning_rate / 100)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_lie_in_memory_as_their_weights_do(cells, run, tiny, method):
+    """A fused optimiser takes that for granted, and would be silently wrong otherwise."""
+    r = run(method)
+
+    def alike(p):
+        return all(a == b for size, a, b in zip(p.shape, p.stride(), p.grad.stride(), strict=True) if size > 1)
+
+    cells.critic_step(r, r.draw(tiny.train, 16))
+    assert all(map(alike, r.critic.parameters()))
+    cells.generator_step(r)
+    assert all(map(alike, r.generator.parameters()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_path_of_a_graph_gives_the_same_numbers(cells, run, tiny, method):
+    """Three iterations at once, then what was captured; with an eager stand-in for the GPU's graph."""
+    eager, graphed = (run(method, linear_decay=True) for _ in range(2))
+    captured = []
+
+    def capture(r, real):
+        captured.append((r.iteration, real))
+        return cells.update
+
+    steps = cells.iterations(eager, tiny.train), cells.iterations(graphed, tiny.train, capture)
+    for i in range(6):
+        ours, theirs = (tuple(map(float, next(s))) for s in steps)
+        assert ours == theirs and eager.iteration == graphed.iteration == i + 1
+    assert len(captured) == 1 and captured[0][0] == 3 and captured[0][1] is tiny.train
+    same_state(cells, eager, graphed)
 
 
 def test_held_out_curve_is_the_critics_objective(cells, run, tiny, monkeypatch):
@@ -196,23 +303,24 @@ def test_stages_include_the_first_and_the_tenth_epoch(cells, method, one, ten):
     assert {one, ten, full.iterations} <= cells.stages(full, 60_000)
     short = cells.replace(full, iterations=1000)
     assert max(cells.stages(short, 60_000)) == 1000
-    quick = cells.profile_settings("quick", method)
-    assert quick.iterations >= cells.epoch_end(10, quick, 60_000)  # the quick profile reaches ten epochs
+    for profile in ("quick", "standard", "full"):
+        chosen = cells.profile_settings(profile, method)
+        assert chosen.iterations >= cells.epoch_end(10, chosen, 60_000)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(cells, tiny, tmp_path, monkeypatch):
     settings = cells.profile_settings("smoke", "WGAN-GP", record_every=2)
     iterate = cells.iterate
 
-    def poisoned(r, images):
+    def poisoned(r, images, compute):
         if r.iteration == 5:
             torch.nn.init.constant_(r.critic.head.weight, float("nan"))
-        return iterate(r, images)
+        return iterate(r, images, compute)
 
     monkeypatch.setattr(cells, "iterate", poisoned)
     with pytest.raises(FloatingPointError, match=r"WGAN-GP: loss not finite by iteration 6 .*learning_rate below"):
         cells.train(settings, tiny, tmp_path, CPU, save_seconds=0)
-    saved = cells.read_saved(tmp_path / "WGAN-GP.checkpoint.pt")
+    saved = cells.read_saved(tmp_path / "WGAN-GP.checkpoint.pt", cells.WEIGHTS)
     assert saved["iteration"] == 5 and saved["critic"]["head.weight"].isfinite().all()
 
 
@@ -339,3 +447,26 @@ def test_training_on_cuda(cells, tiny, tmp_path, method, precision):
     assert trained.iteration == 12 and next(trained.generator.parameters()).is_cuda
     on_cpu, _ = cells.load_generator(tmp_path / f"{method}.pt", (1, 28, 28), CPU)
     assert cells.generate(on_cpu, torch.randn(4, 128)).shape == (4, 1, 28, 28)
+
+
+@pytest.mark.parametrize("device_says", ["CUDA out of memory. Tried to allocate 20 MiB", "MPS backend out of memory"])
+def test_out_of_memory_says_what_to_change(cells, tiny, tmp_path, monkeypatch, device_says):
+    """The devices' own words here; the CPU's own error, met for real, in the next test."""
+
+    def full(run, real):
+        raise RuntimeError(device_says)
+
+    monkeypatch.setattr(cells, "update", full)
+    settings = cells.profile_settings("smoke", "WGAN")
+    with pytest.raises(MemoryError, match=r"^WGAN: batches of 16 at width 8 do not fit in the memory of cpu\. Take a"):
+        cells.train(settings, tiny, tmp_path, torch.device("cpu"))
+
+
+def test_out_of_memory_on_a_cpu(cells):
+    with (
+        pytest.raises(MemoryError, match="do not fit in the memory of cpu"),
+        cells.memory_explained(cells.PAPER["WGAN"], "cpu"),
+    ):
+        torch.empty(2**55)
+    with pytest.raises(RuntimeError, match="shape"), cells.memory_explained(cells.PAPER["WGAN"], "cpu"):
+        torch.zeros(2) @ torch.zeros(3, 3)

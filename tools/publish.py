@@ -54,7 +54,7 @@ def install(folder):
     for old in (ROOT / "images").glob("*.*"):
         old.unlink()
     shutil.rmtree(published, ignore_errors=True)
-    shutil.copytree(models, published, ignore=shutil.ignore_patterns("*.checkpoint.pt"))
+    shutil.copytree(models, published, ignore=shutil.ignore_patterns("*.checkpoint.*"))
     (ROOT / "images").mkdir(exist_ok=True)
     for path in figures.iterdir():
         shutil.copy(path, ROOT / "images")
