@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -29,6 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import torch
 from notebook_cells import load_cells
+from tqdm import tqdm
+
+# Its lock is one semaphore for all forked processes: killed while it holds that, a training would stop every later one.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 CPU = torch.device("cpu")
 METHODS = ("DCGAN", "WGAN", "WGAN-GP")
@@ -115,6 +121,7 @@ def kill_test(cells, data, method, kills, rng, folder):
         place = folder / f"training-{counts['trainings']}"
         while not train_and_kill(cells, data, settings, place, rng.uniform(0, seconds / 3)):
             counts["kills"] += 1
+            assert counts["kills"] < 10 * kills + 100, f"{method}: killed so often, yet never finished"
             for path in place.glob("*.pt"):  # whatever is there under its final name is whole
                 cells.read_saved(path, cells.WEIGHTS)
         counts["trainings"] += 1
