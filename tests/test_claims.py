@@ -163,6 +163,33 @@ def test_gradient_norms_do_not_underflow(cells):
     assert min(norms) > 0 and cells.norm_slope(norms) == pytest.approx(-5, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "slope"),
+    [
+        ("clipping, c = 0.1", -0.18),
+        ("clipping, c = 0.01", -1.11),
+        ("clipping, c = 0.001", -2.10),
+        ("gradient penalty", 0),
+    ],
+)
+def test_slopes_before_training(cells, name, slope):
+    """The slopes that section 9.2 gives for critics as they are drawn, clipped once and never trained."""
+    slopes = []
+    for seed in range(5):
+        rng = torch.Generator().manual_seed(seed)
+        points = cells.swiss_roll(2000, rng)
+        settings = cells.replace(cells.CONSTRAINTS[name], latent_size=2)
+        run = cells.new_run(settings, [cells.relu_mlp(2, n, 128, 12, rng) for n in (2, 1)], CPU)
+        if settings.clip:
+            with torch.no_grad():
+                for weight in run.critic.parameters():
+                    weight.clamp_(-settings.clip, settings.clip)
+        with torch.no_grad():
+            x_tilde = run.generator(run.noise(1000))
+        slopes.append(cells.norm_slope(cells.layer_gradient_norms(run, points[:1000], x_tilde)))
+    assert sum(slopes) / len(slopes) == pytest.approx(slope, abs=0.01)
+
+
 def test_share_at_limit(cells):
     run = deep_run(cells, 1.0, depth=1, width=2)  # parameters: 1 0 0 1, 0 0, 1 1, 0
     run.settings = cells.replace(run.settings, clip=1.0)
