@@ -181,9 +181,7 @@ def test_slopes_before_training(cells, name, slope):
         settings = cells.replace(cells.CONSTRAINTS[name], latent_size=2)
         run = cells.new_run(settings, [cells.relu_mlp(2, n, 128, 12, rng) for n in (2, 1)], CPU)
         if settings.clip:
-            with torch.no_grad():
-                for weight in run.critic.parameters():
-                    weight.clamp_(-settings.clip, settings.clip)
+            cells.clip_weights(run.critic, settings.clip)
         with torch.no_grad():
             x_tilde = run.generator(run.noise(1000))
         slopes.append(cells.norm_slope(cells.layer_gradient_norms(run, points[:1000], x_tilde)))
