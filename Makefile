@@ -1,19 +1,23 @@
-# make run | test | lab | publish | bench | search | stress      (the README says what each does)
+# make run | evaluate | test | lab | publish | bench | search | stress      (the README says what each does)
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/ready
 
 # Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not.
-PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS INCEPTION DATA_DIR MODELS_DIR IMAGES_DIR
+PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS INCEPTION DATA_DIR MODELS_DIR IMAGES_DIR
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(findstring command,$(origin $(p))),-p $(p) '$($(p))'))
 
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1
 
-.PHONY: run test browser stress lab publish bench search clean
+.PHONY: run evaluate test browser stress lab publish bench search clean
 
 run: $(READY)
 	$(VENV)/bin/python tools/run.py $(GIVEN)
+
+# Fresh samples, figures, scores and claims from what has been saved, yours or the published; nothing is trained.
+evaluate: $(READY)
+	$(VENV)/bin/python tools/run.py $(GIVEN) -p TRAIN False
 
 test: $(READY)
 	$(VENV)/bin/ruff check .
@@ -32,10 +36,10 @@ stress: $(READY)
 lab: $(READY)
 	$(VENV)/bin/jupyter lab wgan_gp.ipynb
 
-# Run the notebook alone in a fresh folder with its default parameters, then put its outputs, figures, weights and
-# table in the places that are committed.
+# Run the notebook alone in a fresh folder, with the trainings of the long profile if they are there, then put its
+# outputs, figures, weights and tables in the places that are committed.
 publish: $(READY)
-	$(VENV)/bin/python tools/publish.py
+	$(VENV)/bin/python tools/publish.py -p PROFILE long
 
 # Training beside the usual loop, step by step (about a quarter of an hour on 2 cores).
 bench: $(READY)

@@ -189,13 +189,22 @@ def test_slopes_before_training(cells, name, slope):
 
 
 def test_share_at_limit(cells):
-    run = deep_run(cells, 1.0, depth=1, width=2)  # parameters: 1 0 0 1, 0 0, 1 1, 0
+    run = deep_run(cells, 1.0, depth=1, width=2)  # weights: 1 0 0 1, 1 1
     run.settings = cells.replace(run.settings, clip=1.0)
-    assert cells.share_at_limit(run) == pytest.approx(4 / 9)
+    assert cells.share_at_limit(run) == pytest.approx(4 / 6)
     run.settings = cells.replace(run.settings, clip=2.0)
     assert cells.share_at_limit(run) == 0
     run.settings = cells.TOY["WGAN-GP"]  # no limit: of its own largest weight
-    assert cells.share_at_limit(run) == pytest.approx(4 / 9)
+    assert cells.share_at_limit(run) == pytest.approx(4 / 6)
+
+
+def test_a_clipped_critic_starts_inside_its_limits(cells):
+    """Before training its weights fill the range evenly: the first clipping changes nothing, 1% are at the limit."""
+    run = cells.fit_critic("WGAN", cells.swiss_roll, seed=0, width=128, steps=0, learning_rate=1e-3)
+    before = [w.clone() for w in run.critic.parameters()]
+    cells.clip_weights(run.critic, run.settings.clip)
+    assert all(w.equal(b) for w, b in zip(run.critic.parameters(), before, strict=True))
+    assert cells.share_at_limit(run) == pytest.approx(0.01, abs=0.003)
 
 
 def test_relu_mlp_has_the_depth_and_the_spread_it_says(cells):

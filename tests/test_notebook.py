@@ -79,7 +79,8 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
     """A fresh clone without any training: the published weights give samples and scores."""
     shutil.copytree(ROOT / "saved_models" / "published", tmp_path / "saved_models" / "published")
     before = {p: p.read_bytes() for p in (tmp_path / "saved_models").rglob("*") if p.is_file()}
-    text = printed(run_notebook(tmp_path, without=("train",)))
+    text = printed(run_notebook(tmp_path, TRAIN=False))
+    assert "Nothing will be trained" in text and "starting afresh" not in text
     claims = (ROOT / "saved_models" / "published" / "fashion-mnist" / "claims.md").read_text()
     measured = [line for line in claims.split("\n") if line.startswith("| C")]
     assert len(measured) == 6 and all(line in text for line in measured)
@@ -113,7 +114,7 @@ def test_the_committed_run_is_whole(committed):
     assert not [c for c in code if c.metadata.keys() - {"tags"}]  # no timings
     assert committed.metadata.language_info.name == "python"
     text = printed(committed)
-    assert "Profile quick on" in text and all(f"{method}: starting afresh" in text for method in METHODS)
+    assert "Profile long on" in text and all(f"{method}: finished before" in text for method in METHODS)
 
 
 def test_the_committed_run_was_made_by_the_current_code(committed):

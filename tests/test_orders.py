@@ -36,7 +36,7 @@ class Session:
                 self.cells.append((part, cell.metadata["tags"][0], cell.source))
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
 
-    def pick(self, sections, tags=("setup", "parameters", "injected-parameters", "define", "train", "evaluate")):
+    def pick(self, sections, tags=("setup", "parameters", "define", "train", "evaluate")):
         """Sources of the code cells with one of `tags` in the named sections; "8." means 8 and all of its parts."""
         wanted = sections.split()
         inside = {part for part, _, _ in self.cells if part in wanted or f"{part.split('.')[0]}." in wanted}

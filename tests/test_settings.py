@@ -98,6 +98,7 @@ def test_paper_settings(cells):
         ("PRECISION", "float16", ValueError),
         ("EVALUATION_SEED", 0.5, TypeError),
         ("EVALUATION_SEED", -3, ValueError),
+        ("TRAIN", 1, TypeError),
         ("TEST_CLAIMS", "no", TypeError),
         ("DATASET", 3, TypeError),
         ("METHODS", ["WGAN"], TypeError),
@@ -131,7 +132,7 @@ def test_make_passes_every_parameter_on():
     assert given.removeprefix("PARAMETERS := ").split() == names
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "standard", "full"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "long", "standard", "full"])
 def test_profiles_are_complete(cells, profile):
     for method in cells.PAPER:
         assert cells.profile_settings(profile, method).method == method

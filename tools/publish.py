@@ -1,7 +1,8 @@
 """Make the committed run: execute the notebook alone in a fresh folder, then install what it made.
 
-    python tools/publish.py              executes with the default parameters, then installs
-    python tools/publish.py --from DIR   installs an execution that an earlier call left in DIR
+    python tools/publish.py [-p NAME VALUE]...      executes with these parameters, then installs
+    python tools/publish.py ... --trained DIR       takes the trainings over that are in DIR, a run's own folder
+    python tools/publish.py --from DIR              installs an execution that an earlier call left in DIR
 
 Installed are: the executed notebook (cleaned), its figures in images/, its weights, results and tables in
 saved_models/published/DATASET/, the table of scores in the README and the notebook's opening cell, and the table of
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 from notebook_cells import NOTEBOOK, code_digest
-from run import execute
+from run import execute, literal, parameters_cell, set_parameters
 
 ROOT = NOTEBOOK.parent
 
@@ -28,12 +29,18 @@ def replace_block(text, name, content):
     return f"{before}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
 
 
-def make(folder):
+def make(folder, parameters, trained):
     """Run the notebook alone in `folder`, with the project's data if it has been fetched before."""
     if (ROOT / "data").exists():
         (folder / "data").symlink_to(ROOT / "data")
+    if trained:
+        shutil.copytree(trained, folder / "saved_models" / trained.name)
     notebook = nbformat.read(NOTEBOOK, 4)
+    defaults = parameters_cell(notebook)
+    source = defaults.source
+    set_parameters(notebook, parameters)
     execute(notebook, folder)
+    defaults.source = source
     nbformat.write(notebook, folder / NOTEBOOK.name)
 
 
@@ -75,12 +82,15 @@ def install(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--trained", type=Path, help="saved_models/DATASET-PROFILE-seedN of trainings to take over")
     parser.add_argument("--from", dest="folder", type=Path, help="a folder that an earlier call executed in")
-    folder = parser.parse_args().folder
+    chosen = parser.parse_args()
+    folder = chosen.folder
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix="wgan_gp-"))
         print(f"Executing in {folder}", flush=True)
-        make(folder)
+        make(folder, {name: literal(value) for name, value in chosen.parameters}, chosen.trained)
     install(folder)
 
 

@@ -37,15 +37,18 @@ class EchoingClient(NotebookClient):
             print(f"[cell {number}/{len(code)}] {cell.source.splitlines()[0]}", flush=True)
 
 
+def parameters_cell(notebook):
+    """The cell of `notebook` that holds its parameters."""
+    return next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+
+
 def set_parameters(notebook, parameters):
-    """Insert a cell that sets `parameters` after the parameters cell. Raises ValueError for an unknown name."""
-    index = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
-    names = [s.targets[0].id for s in ast.parse(notebook.cells[index].source).body]
+    """Set `parameters` at the end of the parameters cell. Raises ValueError for an unknown name."""
+    cell = parameters_cell(notebook)
+    names = [s.targets[0].id for s in ast.parse(cell.source).body]
     if unknown := [name for name in parameters if name not in names]:
         raise ValueError(f"no such parameter: {', '.join(unknown)}; allowed: {', '.join(names)}")
-    if parameters:
-        source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-        notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
+    cell.source = "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in parameters.items())])
 
 
 def execute(notebook, folder, echo=True):
