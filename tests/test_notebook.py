@@ -6,6 +6,7 @@ import shutil
 
 import nbformat
 import pytest
+import torch
 from conftest import DATA_DIR, ROOT
 from notebook_cells import NOTEBOOK, code_digest
 from run import execute, set_parameters
@@ -140,6 +141,14 @@ def test_only_evaluation_is_published():
     """What a reader needs to evaluate, and no more: under 25 MB together."""
     files = [p for p in (ROOT / "saved_models" / "published").rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 25e6 and not [p for p in files if "checkpoint" in p.name]
+
+
+def test_every_published_file_is_on_a_model_card():
+    published = ROOT / "saved_models" / "published" / "fashion-mnist"
+    card = (ROOT / "saved_models" / "README.md").read_text()
+    files = [str(p.relative_to(published)) for p in published.rglob("*") if p.is_file()]
+    assert len(files) >= 10 and [name for name in files if f"`{name}`" not in card] == []
+    assert all(f"| {torch.load(published / f'{m}.pt')['seconds'] / 60:.0f} |" in card for m in METHODS)
 
 
 def test_the_results_are_those_of_the_committed_run(committed):
