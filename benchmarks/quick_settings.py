@@ -38,6 +38,9 @@ CANDIDATES = [
     ("WGAN-GP", GP | {"linear_decay": True}),
     ("WGAN-GP", GP | {"width": 24, "batch_size": 16, "learning_rate": 2e-3}),
     ("WGAN-GP", GP | QUICK | {"learning_rate": 2e-3}),
+    ("WGAN-GP", GP | {"beta1": 0.0}),
+    ("WGAN-GP", GP | QUICK | {"learning_rate": 2e-3, "beta1": 0.0}),
+    ("WGAN-GP", GP | QUICK | {"learning_rate": 3e-3, "beta1": 0.0}),
     ("WGAN-GP", GP | WIDER | {"learning_rate": 2e-3}),
     ("DCGAN", GAN),
     ("DCGAN", GAN | {"linear_decay": True}),
@@ -51,7 +54,8 @@ CANDIDATES = [
 def load(data_dir):
     """(the notebook's cells, its ImageData)."""
     with tempfile.TemporaryDirectory() as unused:
-        cells = load_cells(PROFILE="quick", DEVICE="cpu", DATA_DIR=data_dir, MODELS_DIR=unused, IMAGES_DIR=unused)
+        folders = {"DATA_DIR": data_dir, "MODELS_DIR": unused, "IMAGES_DIR": unused}
+        cells = load_cells(PROFILE="quick", DEVICE="cpu", PRECISION="float32", **folders)
     return cells, cells.load_images(cells.source, data_dir, cells.device)
 
 

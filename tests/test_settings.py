@@ -132,7 +132,7 @@ def test_make_passes_every_parameter_on():
     assert given.removeprefix("PARAMETERS := ").split() == names
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "long", "standard", "full"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "long", "letter", "standard", "full"])
 def test_profiles_are_complete(cells, profile):
     for method in cells.PAPER:
         assert cells.profile_settings(profile, method).method == method
