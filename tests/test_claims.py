@@ -319,4 +319,3 @@ def test_verdicts(cells):
     assert cells.verdict({"a": True, "b": True}) == "reproduced"
     assert cells.verdict({"a": True, "b": False}) == "partly"
     assert cells.verdict({"a": False, "b": False}) == "not reproduced"
-    assert cells.spread([1.0, 2.0, 3.0]) == "2.00 ± 1.00"

@@ -138,3 +138,47 @@ def test_inception_scores_say_what_is_missing(cells, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(RuntimeError, match="pip install torch-fidelity"):
         cells.inception_scores(pictures, pictures)
+
+
+# the table of all runs
+
+
+def test_spread(cells):
+    assert cells.spread([1.0, 2.0, 3.0]) == "2.00 ± 1.00"
+    assert cells.spread([1.5]) == "1.50"
+
+
+def test_seeds_of_equal_settings_share_a_row(cells):
+    def scored(profile, method, seed, distance, **changes):
+        settings = cells.profile_settings(profile, method, seed=seed, **changes)
+        cost = {"iterations": settings.iterations, "real images seen": 1000, "minutes": 2.0 + seed}
+        values = ("judge", 10, cells.asdict(settings), cost, {"Frechet distance": distance, "recall": 0.5})
+        return dict(zip(cells.SCORED, values, strict=True))
+
+    kept = [
+        scored("quick", "WGAN-GP", 1, 3.0),
+        scored("long", "WGAN-GP", 0, 1.2),
+        scored("quick", "DCGAN", 0, 2.0),
+        scored("quick", "WGAN-GP", 0, 2.0),
+        scored("quick", "WGAN-GP", 0, 9.0, learning_rate=1e-3),
+    ]
+    header, _, *rows = [line.strip("| ").split(" | ") for line in cells.runs_table(kept).split("\n")]
+    assert header == [
+        "method",
+        "profile",
+        "iterations",
+        "real images seen",
+        "minutes",
+        "seeds",
+        "Frechet distance",
+        "recall",
+    ]
+    iterations = f"{cells.profile_settings('quick', 'WGAN-GP').iterations:,}"
+    assert rows[0][:2] == ["DCGAN", "quick"] and len(rows) == 4
+    assert ["WGAN-GP", "quick", iterations, "1,000", "2.5", "0, 1", "2.50 ± 0.71", "0.50 ± 0.00"] in rows
+    assert ["WGAN-GP", "own", iterations, "1,000", "2.0", "0", "9.00", "0.50"] in rows  # no profile has its rate
+    assert rows[-1] == ["WGAN-GP", "long", "48,000", "1,000", "2.0", "0", "1.20", "0.50"]
+
+
+def test_without_any_run_the_table_is_a_header(cells):
+    assert cells.runs_table([]).split("\n")[0].startswith("| method | profile |")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -42,7 +43,8 @@ def test_the_whole_notebook_runs_alone(smoke):
     images = folder / "images" / "fashion-mnist-smoke-seed0"
     trainings = [*METHODS, "rmsprop/WGAN-GP", "few_images/WGAN", "few_images/WGAN-GP"]
     names = {f"{training}{end}" for training in trainings for end in (".pt", ".checkpoint.pt")}
-    names |= {"classifier.pt", "value_surfaces.pt", "layer_gradients.pt", "results.md", "claims.md"}
+    names |= {"classifier.pt", "value_surfaces.pt", "layer_gradients.pt", "results.md", "runs.md", "claims.md"}
+    names |= {f"scores/{method}.pt" for method in METHODS}
     assert {str(p.relative_to(models)) for p in models.rglob("*") if p.is_file()} == names
     figures = {"real_images", "wasserstein_and_jensen_shannon", "samples", "interpolation", "nearest_neighbours"}
     figures |= {"epochs", "value_surfaces", "layer_gradients", "weights", "quality", "loss_and_quality", "few_images"}
@@ -69,7 +71,8 @@ def test_evaluation_alone(smoke):
     folder, _ = smoke
     models = folder / "saved_models" / "fashion-mnist-smoke-seed0"
     samples = folder / "images" / "fashion-mnist-smoke-seed0" / "samples.png"
-    before = {p: p.read_bytes() for p in [*models.rglob("*.pt"), samples]}
+    saved = [p for p in models.rglob("*.pt") if p.parent.name != "scores"]
+    before = {p: p.read_bytes() for p in [*saved, samples]}
     text = printed(run_notebook(folder, without=("train",)))
     assert "starting afresh" not in text
     assert [path for path, content in before.items() if path.read_bytes() != content] == [samples]
@@ -88,6 +91,20 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
     for method in METHODS:
         assert f"{method}: saved_models/published/fashion-mnist/{method}.pt" in text
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_runs_of_other_seeds_are_shown_beside(smoke):
+    """Another seed's run in the same folder, with the same judge: one row for both."""
+    folder, _ = smoke
+    judge = folder / "saved_models" / "fashion-mnist-smoke-seed0" / "classifier.pt"
+    other = folder / "saved_models" / "fashion-mnist-smoke-seed1"
+    other.mkdir()
+    shutil.copy(judge, other)
+    run_notebook(folder, SEED=1, METHODS="WGAN-GP", TEST_CLAIMS=False)
+    lines = (other / "runs.md").read_text().strip().split("\n")
+    (pooled,) = [line for line in lines if "WGAN-GP" in line]
+    assert pooled.startswith("| WGAN-GP | smoke | 12 | 384 | ") and " | 0, 1 | " in pooled and pooled.count("±") == 7
+    assert len(lines) == 5 and sum("±" in line for line in lines) == 1  # DCGAN and WGAN have one seed
 
 
 def test_evaluation_without_any_weights_says_what_to_do(tmp_path, fashion_mnist):
@@ -137,6 +154,15 @@ def test_the_claims_are_those_of_the_committed_run(committed):
     assert table in printed(committed) and table in (ROOT / "README.md").read_text()
 
 
+def test_the_runs_are_those_of_the_committed_run(committed):
+    """The table of all runs: committed output and README are one, and it has seeds and Algorithm 1's settings."""
+    table = (ROOT / "saved_models" / "published" / "fashion-mnist" / "runs.md").read_text().strip()
+    assert table in printed(committed) and table in (ROOT / "README.md").read_text()
+    rows = [line.split(" | ") for line in table.split("\n")]
+    assert {row[0] for row in rows if row[1] == "quick" and row[5] == "0, 1, 2"} == {f"| {m}" for m in METHODS}
+    assert [row[0] for row in rows if row[1] == "letter"] == ["| WGAN-GP"]
+
+
 def test_only_evaluation_is_published():
     """What a reader needs to evaluate, and no more: under 25 MB together."""
     files = [p for p in (ROOT / "saved_models" / "published").rglob("*") if p.is_file()]
@@ -147,7 +173,8 @@ def test_every_published_file_is_on_a_model_card():
     published = ROOT / "saved_models" / "published" / "fashion-mnist"
     card = (ROOT / "saved_models" / "README.md").read_text()
     files = [str(p.relative_to(published)) for p in published.rglob("*") if p.is_file()]
-    assert len(files) >= 10 and [name for name in files if f"`{name}`" not in card] == []
+    named = [{name, f"{Path(name).parent}/"} for name in files]  # itself or its folder
+    assert len(files) >= 10 and [n for n in named if not any(f"`{one}`" in card for one in n)] == []
     assert all(f"| {torch.load(published / f'{m}.pt')['seconds'] / 60:.0f} |" in card for m in METHODS)
 
 
