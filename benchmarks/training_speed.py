@@ -302,11 +302,9 @@ def main():
     print(table)
     if not chosen.no_table:
         readme = HERE / "README.md"
-        block = f"<!-- speed: begin -->\n{table}\n<!-- speed: end -->"
-        text = re.sub(
-            "<!-- speed: begin -->.*<!-- speed: end -->", lambda _: block, readme.read_text(), flags=re.DOTALL
-        )
-        readme.write_text(text)
+        begin, end = (f"<!-- speed {cells.precision}: {place} -->" for place in ("begin", "end"))
+        block = f"{begin}\n{table}\n{end}"
+        readme.write_text(re.sub(f"{begin}.*{end}", lambda _: block, readme.read_text(), flags=re.DOTALL))
 
 
 if __name__ == "__main__":
