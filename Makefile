@@ -36,11 +36,13 @@ stress: $(READY)
 lab: $(READY)
 	$(VENV)/bin/jupyter lab wgan_gp.ipynb
 
-# Run the notebook alone in a fresh folder, with the trainings of the long profile if they are there and the scores of
-# the other runs that are, then put its outputs, figures, weights and tables in the places that are committed.
+# Run the notebook alone in a fresh folder, then put its outputs, figures, weights and tables in the places that are
+# committed: with the finished trainings of the long profile if they are in saved_models/, else with the published weights,
+# evaluated anew; beside them the scores of the other runs that are there.
 LONG := saved_models/fashion-mnist-long-seed0
+TRAINED := $(if $(wildcard $(LONG)/*.checkpoint.pt),--trained $(LONG),-p TRAIN False)
 publish: $(READY)
-	$(VENV)/bin/python tools/publish.py -p PROFILE long $(addprefix --trained ,$(wildcard $(LONG))) \
+	$(VENV)/bin/python tools/publish.py -p PROFILE long $(TRAINED) \
 		--beside $(filter-out $(LONG),$(wildcard saved_models/*-seed*))
 
 # Training beside the usual loop, step by step (about a quarter of an hour on 2 cores).

@@ -28,25 +28,27 @@ sys.path.insert(0, str(ROOT / "tools"))
 import torch  # noqa: E402
 from notebook_cells import load_cells  # noqa: E402
 
-GP = {"width": 16, "batch_size": 32, "learning_rate": 3e-3, "n_critic": 2}
-GAN = {"width": 16, "batch_size": 32, "learning_rate": 1e-3}
-CLIPPED = {"width": 16, "batch_size": 32, "learning_rate": 2e-3, "clip": 0.2, "n_critic": 1}
+SMALL = {"width": 16, "batch_size": 32}
 QUICK = {"width": 24, "batch_size": 64}  # what `quick` has
-FIRST = {"width": 32, "batch_size": 64, "learning_rate": 2e-3, "beta1": 0.5}  # what it had at first
+FIRST = {"width": 32, "batch_size": 64, "learning_rate": 2e-3, "n_critic": 2, "beta1": 0.5}  # what it had at first
+GP = {"learning_rate": 2e-3, "n_critic": 1}
+FADING = {"linear_decay": True}
+GAN = {"learning_rate": 1e-3}
+CLIPPED = {"learning_rate": 2e-3, "clip": 0.2, "n_critic": 1}
 CANDIDATES = [
-    ("WGAN-GP", GP | FIRST),
-    ("DCGAN", GAN),
-    ("DCGAN", GAN | QUICK),
-    ("WGAN-GP", GP | {"beta1": 0.5}),
-    ("WGAN-GP", GP | {"learning_rate": 5e-3}),
-    ("WGAN-GP", GP),
+    ("WGAN-GP", FIRST),
+    ("WGAN-GP", GP | QUICK | {"n_critic": 2}),
     ("WGAN-GP", GP | QUICK),
-    ("WGAN-GP", GP | QUICK | {"learning_rate": 2e-3}),
-    ("WGAN-GP", GP | QUICK | {"learning_rate": 2e-3, "beta1": 0.5}),
-    ("DCGAN", GAN | {"beta1": 0.0}),
-    ("WGAN", CLIPPED),
+    ("WGAN-GP", GP | QUICK | FADING | {"learning_rate": 3e-3}),
+    ("DCGAN", GAN | QUICK),
+    ("DCGAN", GAN | QUICK | FADING | {"learning_rate": 1.5e-3}),
+    ("WGAN-GP", GP | SMALL | FADING | {"learning_rate": 3e-3}),
+    ("DCGAN", GAN | SMALL),
+    ("DCGAN", GAN | SMALL | FADING | {"learning_rate": 1.5e-3}),
+    ("DCGAN", GAN | SMALL | {"beta1": 0.0}),
+    ("WGAN-GP", GP | SMALL),
+    ("WGAN-GP", GP | SMALL | {"n_critic": 2, "learning_rate": 3e-3}),
     ("WGAN", CLIPPED | QUICK),
-    ("WGAN-GP", GP | {"batch_size": 16}),
 ]
 
 

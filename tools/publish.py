@@ -1,6 +1,7 @@
 """Make the committed run: execute the notebook alone in a fresh folder, then install what it made.
 
     python tools/publish.py [-p NAME VALUE]...      executes with these parameters, then installs
+    python tools/publish.py ... -p TRAIN False      evaluates the published weights anew, which stay as they are
     python tools/publish.py ... --trained DIR       takes the trainings over that are in DIR, a run's own folder
     python tools/publish.py ... --beside DIR...     shows the scores of other runs beside it
     python tools/publish.py --from DIR              installs an execution that an earlier call left in DIR
@@ -34,6 +35,7 @@ def make(folder, parameters, trained, beside):
     """Run the notebook alone in `folder`, with the project's data if it has been fetched before."""
     if (ROOT / "data").exists():
         (folder / "data").symlink_to(ROOT / "data")
+    shutil.copytree(ROOT / "saved_models" / "published", folder / "saved_models" / "published")
     if trained:
         shutil.copytree(trained, folder / "saved_models" / trained.name, ignore=shutil.ignore_patterns("scores"))
     kept = {scores.name: scores for scores in ROOT.glob("saved_models/published/*/scores/*")}
@@ -66,8 +68,8 @@ def install(folder):
     published = ROOT / "saved_models" / "published" / dataset
     for old in (ROOT / "images").glob("*.*"):
         old.unlink()
-    shutil.rmtree(published, ignore_errors=True)
-    shutil.copytree(models, published, ignore=shutil.ignore_patterns("*.checkpoint.*", "scores"))
+    shutil.rmtree(published / "scores", ignore_errors=True)
+    shutil.copytree(models, published, ignore=shutil.ignore_patterns("*.checkpoint.*", "scores"), dirs_exist_ok=True)
     for scores in (folder / "saved_models").glob(f"{dataset}-*-seed*/scores"):
         shutil.copytree(scores, published / "scores" / scores.parent.name)
     (ROOT / "images").mkdir(exist_ok=True)
