@@ -38,10 +38,10 @@ def make(folder, parameters, trained, beside):
     shutil.copytree(ROOT / "saved_models" / "published", folder / "saved_models" / "published")
     if trained:
         shutil.copytree(trained, folder / "saved_models" / trained.name, ignore=shutil.ignore_patterns("scores"))
-    kept = {scores.name: scores for scores in ROOT.glob("saved_models/published/*/scores/*")}
-    for name, scores in (kept | {other.name: other / "scores" for other in beside}).items():
-        if scores.is_dir() and not (folder / "saved_models" / name).exists():
-            shutil.copytree(scores, folder / "saved_models" / name / "scores")
+    kept = [(scores.name, scores) for scores in ROOT.glob("saved_models/published/*/scores/*")]
+    for name, scores in kept + [(other.name, other / "scores") for other in beside]:
+        if scores.is_dir():
+            shutil.copytree(scores, folder / "saved_models" / name / "scores", dirs_exist_ok=True)
     notebook = nbformat.read(NOTEBOOK, 4)
     defaults = parameters_cell(notebook)
     source = defaults.source
