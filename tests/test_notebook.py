@@ -133,6 +133,9 @@ def test_the_committed_run_is_whole(committed):
     assert committed.metadata.language_info.name == "python"
     text = printed(committed)
     assert "Profile long on" in text and all(f"{method}.pt: 48,000 iterations, " in text for method in METHODS)
+    taken_over = all(f"{method}: finished before" in text for method in METHODS)
+    assert taken_over or "Nothing will be trained: TRAIN is False" in text
+    assert "starting afresh" not in text and "no weights in" not in text and "not measured yet" not in text
 
 
 def test_the_committed_run_was_made_by_the_current_code(committed):
