@@ -4,8 +4,8 @@
 
 Both train WGAN-GP with the same networks, batch and penalty. The usual loop is written as most repositories have it:
 a DataLoader with per-image transforms, float32, samples whose graph reaches into the generator during the critic's
-step, nn.LeakyReLU, an optimiser with its defaults, critic weights that collect gradients in the generator's step, and
-a loss fetched after every step.
+step, PyTorch's own layers, an optimiser with its defaults, critic weights that collect gradients in the generator's
+step, and a loss fetched after every step.
 
 How the columns are made. The two take turns, a critic step and a generator step each. Times are medians; the ratio is
 the median of the turns' ratios (with the lowest and the highest), for one generator iteration with five critic steps,
@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -64,9 +65,12 @@ class Usual:
         self.settings, self.device = settings, device
         networks = cells.build_networks(settings, images.shape[1:], device)
         self.generator, self.critic = (net.to(memory_format=torch.contiguous_format) for net in networks)
-        for i, layer in enumerate(self.critic.layers):
-            if isinstance(layer, cells.LeakyReLU):
-                self.critic.layers[i] = nn.LeakyReLU(0.2)
+        for layers in (self.generator.layers, self.critic.layers):
+            for i, layer in enumerate(layers):
+                if isinstance(layer, cells.LeakyReLU):
+                    layers[i] = nn.LeakyReLU(0.2)
+                elif isinstance(layer, cells.ImageConv | cells.ImageConvTranspose):
+                    layer.__class__ = type(layer).__base__  # the same weights in PyTorch's own layer
         betas = (float(settings.beta1), float(settings.beta2))
         self.optimizers = [
             torch.optim.Adam(net.parameters(), lr=settings.learning_rate, betas=betas)
@@ -265,6 +269,25 @@ def evaluation(cells):
     return [*lines, f"10,000 samples, drawn and scored by every metric: {timed(cells.device, evaluate)[0]:.1f} s"]
 
 
+def side_by_side(cells, alternations, iterations=20):
+    """How much faster the three trainings of `quick` are side by side than one after the other with all threads."""
+    images, device = torch.randint(256, (256, 1, 28, 28), dtype=torch.uint8), cells.device
+    settings = [cells.profile_settings("quick", method) for method in cells.PAPER]
+    networks = [cells.build_networks(chosen, images.shape[1:], device) for chosen in settings]
+    runs = [cells.new_run(s, n, device, cells.precision) for s, n in zip(settings, networks, strict=True)]
+
+    def work(run):
+        for _ in range(iterations):
+            cells.iterate(run, images)
+
+    at_once, ratios = cells.at_once(len(runs), device), []
+    for _ in range(1 + alternations):  # the first warms up
+        one, several = (timed(device, cells.side_by_side, work, runs, n, threading.Event())[0] for n in (1, at_once))
+        ratios.append(one / several)
+    ratio, low, high = (f(ratios[1:]) for f in (statistics.median, min, max))
+    return f"quick's three methods, {at_once} at a time: {ratio:.2f} ({low:.2f} to {high:.2f}) times as fast as in turn"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--alternations", type=int, default=7)
@@ -274,7 +297,7 @@ def main():
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--no-table", action="store_true", help="leave benchmarks/README.md alone")
-    parser.add_argument("--no-evaluation", action="store_true", help="leave out classifier and scores")
+    parser.add_argument("--no-evaluation", action="store_true", help="leave out classifier, scores, side by side")
     parser.add_argument("--memory-of", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as unused:
@@ -290,6 +313,8 @@ def main():
                     rows.append(row(cells, width, batch, pixels, cells.precision, chosen.alternations))
                     print(rows[-1], flush=True)
         lines = [] if chosen.no_evaluation else evaluation(cells)
+        if lines and cells.device.type == "cpu":
+            lines.append(side_by_side(cells, chosen.alternations))
     header = ["pixels", "batch", "width", "draw, ms", "critic step, ms", "generator step, ms", "iterations/s",
               "images/s", "times as fast", "share", "peak memory, MB"]  # fmt: skip
     note = (

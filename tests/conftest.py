@@ -53,3 +53,9 @@ def run(cells, tiny):
         return cells.new_run(settings, cells.build_networks(settings, (1, 28, 28), "cpu"), torch.device("cpu"))
 
     return make
+
+
+def train_one(cells, settings, *arguments, **options):
+    """The finished Run of one training."""
+    (run,) = cells.train([settings], *arguments, **options)
+    return run

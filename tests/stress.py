@@ -86,7 +86,7 @@ def brightness(pictures):
 def train(cells, data, settings, folder):
     """Train with a checkpoint after every iteration, silently."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        return cells.train(settings, data, folder, CPU, judge=brightness, save_seconds=0)
+        return cells.train([settings], data, folder, CPU, judge=brightness, save_seconds=0)[0]
 
 
 def train_and_kill(cells, data, settings, folder, after):
@@ -207,7 +207,7 @@ def damage_test(cells, data, number, rng, folder):
                 outcome = "unharmed"
             else:
                 with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                    run, _ = cells.start_run(settings, data, place, CPU, "float32", "resume")
+                    run = cells.start_run(settings, data, place, CPU, "float32", "resume")
                 assert state_of(cells, run) in states[-2:], f"a wrong state was resumed: {which} {kind} {at}"
                 outcome = "unharmed" if run.iteration == 3 else "previous taken"
         except ValueError as error:

@@ -1,5 +1,6 @@
 """The benchmarks compare like with like, and run."""
 
+import re
 import subprocess
 import sys
 
@@ -61,3 +62,10 @@ def test_training_speed_runs():
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     (line,) = [line for line in printed.split("\n") if line.startswith("| 28 | 8 | 8 |")]
     assert len(line.split("|")) == 13 and "2 alternations" in printed
+
+
+def test_side_by_side_is_measured(cells):
+    said = training_speed.side_by_side(cells, alternations=1, iterations=1)
+    assert re.fullmatch(
+        r"quick's three methods, \d at a time: [\d.]+ \([\d.]+ to [\d.]+\) times as fast as in turn", said
+    )

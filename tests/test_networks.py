@@ -27,7 +27,7 @@ def test_counts_equal_the_authors_on_28_pixels(cells):
     assert cells.count_parameters(generator) - norms == 1_554_177  # the MNIST script's generator has no normalisation
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 45, 45)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 44, 44)])
 @pytest.mark.parametrize("smallest_map", [4, 7])
 def test_shapes_and_ranges(cells, shape, smallest_map):
     generator, critic = build(cells, shape=shape, width=8, smallest_map=smallest_map)
@@ -49,6 +49,30 @@ def test_no_output_padding_equals_the_authors_crop():
     small.load_state_dict(full.state_dict())
     x = torch.randn(2, 3, 4, 4)
     assert torch.allclose(full(x)[:, :, :7, :7], small(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
+def test_layers_at_the_image_equal_pytorchs(cells, channels, side):
+    """Values and gradients, the second one through the penalty's path included."""
+    torch.manual_seed(0)
+    for ours, plain, extra, x in (
+        (cells.ImageConv(channels, 6, 5, 2, 2), nn.Conv2d, {}, torch.randn(3, channels, side, side)),
+        (
+            cells.ImageConvTranspose(6, channels, 5, 2, 2, output_padding=1), nn.ConvTranspose2d,
+            {"output_padding": 1}, torch.randn(3, 6, side // 2, side // 2),
+        ),
+    ):  # fmt: skip
+        theirs = plain(ours.in_channels, ours.out_channels, 5, 2, 2, **extra)
+        theirs.load_state_dict(ours.state_dict())
+        found = []
+        for layer in (ours, theirs):
+            leaf = x.clone().requires_grad_()
+            y = layer(leaf)
+            (gradient,) = torch.autograd.grad(y.sin().sum(), leaf, create_graph=True)
+            gradient.square().sum().backward()
+            found.append((y, gradient, leaf.grad, layer.weight.grad, layer.bias.grad))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("method", "in_critic"), [("DCGAN", 2), ("WGAN", 2), ("WGAN-GP", 0)])

@@ -69,9 +69,12 @@ class Session:
         assert "Error" not in (text := self.run(*cells, *more)), text
 
     def train(self, *methods, **options):
-        """Run the training cells of `methods`."""
-        cells = dict(zip(METHODS, self.pick("7.", ("train",)), strict=True))
-        return self.run(*(cells[method] for method in methods), **options)
+        """Run the training cell of section 7 for `methods`."""
+        (cell,) = self.pick("7.", ("train",))
+        self.run(f"wanted, methods = methods, {methods}")
+        text = self.run(cell, **options)
+        self.run("methods = wanted")
+        return text
 
     def weights(self):
         """{method: its averaged generator as saved} of the finished and unfinished trainings."""
@@ -127,17 +130,17 @@ def test_evaluation_before_training_and_again_after(open_session):
     assert "Error" not in text and all(f"| {method} | " in text for method in METHODS)
 
 
-def test_training_cells_in_reverse_order(open_session, trained):
+def test_the_methods_in_reverse_order(open_session, trained):
     session = open_session(False)
     session.prepare()
     assert session.train(*reversed(METHODS)).count("starting afresh") == 3
     assert same(session.weights(), trained[1])
 
 
-def test_a_training_cell_twice(open_session, trained):
+def test_the_training_cell_twice(open_session, trained):
     session = open_session(False)
     session.prepare()
-    text = session.train("WGAN", "WGAN")
+    text = session.train("WGAN") + session.train("WGAN")
     assert text.count("WGAN: starting afresh") == 1 and text.count("WGAN: finished before") == 1
     assert same(session.weights(), {"WGAN": trained[1]["WGAN"]})
 
@@ -173,7 +176,8 @@ def test_stopped_and_run_again(open_session):
     session = open_session(False)
     session.prepare(LONGER)
     text = session.train("WGAN-GP", stop_at=r"WGAN-GP: +[1-9]")
-    at = int(re.search(r"KeyboardInterrupt: saved at iteration (\d+); run again with START='resume'", text)[1])
+    said = r"KeyboardInterrupt: saved at iteration (\d+) \(WGAN-GP\); run again with START='resume'"
+    at = int(re.search(said, text)[1])
     text = session.train("WGAN-GP")
     assert 0 < at < 300 and f"WGAN-GP: resuming at iteration {at} of 300" in text and "Error" not in text
     resumed = session.weights()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import replicas
 import torch
+from conftest import train_one
 from notebook_cells import NOTEBOOK, load_cells
 from PIL import Image
 from run import execute, set_parameters
@@ -62,7 +63,7 @@ def test_every_method_trains_and_is_judged_on_every_source(load, name):
 
     for method in METHODS:
         settings = cells.replace(cells.settings[method], iterations=4)
-        trained = cells.train(settings, data, cells.models, CPU, judge=judge)
+        trained = train_one(cells, settings, data, cells.models, CPU, judge=judge)
         assert all(math.isfinite(v) for column in trained.history.values() for v in column)
         generator, _ = cells.load_generator(cells.models / f"{method}.pt", data.train.shape[1:], CPU)
         samples = cells.generate(generator, torch.randn(len(real), settings.latent_size))

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, train_one
 
 CPU = torch.device("cpu")
 
@@ -43,9 +43,9 @@ def failing_save(cells, monkeypatch, fails):
 
 def test_a_full_disk_is_said_and_the_training_goes_on(cells, tiny, tmp_path, monkeypatch, capsys):
     settings = cells.profile_settings("smoke", "WGAN")
-    whole = cells.train(settings, tiny, tmp_path / "whole", CPU, save_seconds=0)
+    whole = train_one(cells, settings, tiny, tmp_path / "whole", CPU, save_seconds=0)
     failing_save(cells, monkeypatch, {6, 7, 8})
-    run = cells.train(settings, tiny, tmp_path / "full", CPU, save_seconds=0)
+    run = train_one(cells, settings, tiny, tmp_path / "full", CPU, save_seconds=0)
     said = capsys.readouterr()
     assert "could not be written (No space left on device); what was saved before is intact" in said.err + said.out
     assert "The training goes on" in said.err + said.out
@@ -55,14 +55,14 @@ def test_a_full_disk_is_said_and_the_training_goes_on(cells, tiny, tmp_path, mon
 
 def test_a_full_disk_at_the_end_is_an_error_and_the_last_checkpoint_is_intact(cells, tiny, tmp_path, monkeypatch):
     settings = cells.profile_settings("smoke", "WGAN")
-    whole = cells.train(settings, tiny, tmp_path / "whole", CPU, save_seconds=0)
+    whole = train_one(cells, settings, tiny, tmp_path / "whole", CPU, save_seconds=0)
     with monkeypatch.context() as patch:
         failing_save(cells, patch, range(22, 1000))  # two files a save: from the twelfth on, which is the last
         with pytest.raises(OSError, match=r"WGAN\.pt could not be written \(No space left on device\)"):
-            cells.train(settings, tiny, tmp_path / "full", CPU, save_seconds=0)
+            train_one(cells, settings, tiny, tmp_path / "full", CPU, save_seconds=0)
     saved = cells.read_saved(tmp_path / "full" / "WGAN.checkpoint.pt", cells.WEIGHTS)
     assert saved["iteration"] == 11
-    run = cells.train(settings, tiny, tmp_path / "full", CPU)
+    run = train_one(cells, settings, tiny, tmp_path / "full", CPU)
     assert run.generator.layers[0].weight.equal(whole.generator.layers[0].weight)
 
 
@@ -90,7 +90,7 @@ def test_a_folder_that_vanishes_is_made_again(cells, tiny, tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         return {"score": 0.0}
 
-    cells.train(settings, tiny, folder, CPU, judge=judge, save_seconds=0)
+    train_one(cells, settings, tiny, folder, CPU, judge=judge, save_seconds=0)
     assert cells.read_saved(folder / "DCGAN.checkpoint.pt", cells.WEIGHTS)["iteration"] == 12
 
 
@@ -107,10 +107,10 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(cells, tmp_path):
 
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(cells, tiny, tmp_path, capsys):
     settings = cells.profile_settings("smoke", "WGAN-GP")
-    whole = cells.train(settings, tiny, tmp_path, CPU, save_seconds=0)
+    whole = train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
     path = tmp_path / "WGAN-GP.checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-100])
-    again = cells.train(settings, tiny, tmp_path, CPU)
+    again = train_one(cells, settings, tiny, tmp_path, CPU)
     said = capsys.readouterr().out
     assert "WGAN-GP.checkpoint.pt is no readable checkpoint" in said and "Taking the checkpoint before it" in said
     assert "WGAN-GP: resuming at iteration 11 of 12" in said
@@ -119,9 +119,9 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(cells, t
 
 def test_starting_afresh_leaves_no_checkpoint_of_the_run_before(cells, tiny, tmp_path):
     settings = cells.profile_settings("smoke", "DCGAN")
-    cells.train(settings, tiny, tmp_path, CPU, save_seconds=0)
+    train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
     assert (tmp_path / "DCGAN.checkpoint.previous.pt").exists()
-    cells.train(settings, tiny, tmp_path, CPU, start="afresh")  # saves once, at its end
+    train_one(cells, settings, tiny, tmp_path, CPU, start="afresh")  # saves once, at its end
     assert not (tmp_path / "DCGAN.checkpoint.previous.pt").exists()
 
 
@@ -134,21 +134,21 @@ def test_an_unfinished_training_does_not_change_its_machine(cells, run, tiny, tm
     saved = torch.load(path, weights_only=True)
     torch.save(saved | {"machine": saved["machine"] | change}, path)
     with pytest.raises(ValueError, match=r"other settings: (precision|device) is '(bfloat16|cuda)' there"):
-        cells.train(r.settings, tiny, tmp_path, CPU)
+        train_one(cells, r.settings, tiny, tmp_path, CPU)
 
 
 def test_a_finished_training_of_another_machine_is_finished_here_too(cells, tiny, tmp_path, capsys):
     settings = cells.profile_settings("smoke", "WGAN")
-    cells.train(settings, tiny, tmp_path, CPU)
+    train_one(cells, settings, tiny, tmp_path, CPU)
     path = tmp_path / "WGAN.checkpoint.pt"
     saved = torch.load(path, weights_only=True)
     other = {"machine": {"device": "cuda", "precision": "bfloat16"}, "rng": torch.zeros(16, dtype=torch.uint8)}
     torch.save(saved | other, path)  # a CUDA generator's state has 16 bytes
-    cells.train(settings, tiny, tmp_path, CPU)
+    train_one(cells, settings, tiny, tmp_path, CPU)
     assert "WGAN: finished before" in capsys.readouterr().out
 
 
 def test_weights_for_other_images_are_refused(cells, tiny, tmp_path):
-    cells.train(cells.profile_settings("smoke", "WGAN"), tiny, tmp_path, CPU)
+    train_one(cells, cells.profile_settings("smoke", "WGAN"), tiny, tmp_path, CPU)
     with pytest.raises(ValueError, match=r"WGAN\.pt does not fit this notebook or images of shape \[3, 32, 32\]"):
         cells.load_generator(tmp_path / "WGAN.pt", (3, 32, 32), CPU)

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
+from conftest import train_one
 
 METHODS = ("DCGAN", "WGAN", "WGAN-GP")
 CPU = torch.device("cpu")
@@ -268,7 +271,7 @@ def test_the_clock_counts_the_training_alone(cells, tiny, tmp_path):
         return {"score": 0.0}
 
     start = time.monotonic()
-    trained = cells.train(cells.profile_settings("smoke", "DCGAN"), tiny, tmp_path, CPU, judge=slow)
+    trained = train_one(cells, cells.profile_settings("smoke", "DCGAN"), tiny, tmp_path, CPU, judge=slow)
     passed = time.monotonic() - start
     judged = len(trained.quality["score"])
     assert judged >= 10 and trained.seconds < passed - 0.2 * judged
@@ -278,7 +281,7 @@ def test_the_clock_counts_the_training_alone(cells, tiny, tmp_path):
 
 def test_the_time_lapse_has_a_frame_every_so_many_iterations(cells, tiny, tmp_path):
     settings = cells.profile_settings("smoke", "WGAN", film_every=5)
-    trained = cells.train(settings, tiny, tmp_path, CPU)
+    trained = train_one(cells, settings, tiny, tmp_path, CPU)
     assert {0, 5, 10} <= set(trained.strip)
     for pictures in trained.strip.values():  # saved as they are, not with a larger tensor that they were cut from
         assert pictures.untyped_storage().nbytes() == pictures.nbytes
@@ -319,7 +322,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(cells, tiny, tmp_path, mon
 
     monkeypatch.setattr(cells, "iterate", poisoned)
     with pytest.raises(FloatingPointError, match=r"WGAN-GP: loss not finite by iteration 6 .*learning_rate below"):
-        cells.train(settings, tiny, tmp_path, CPU, save_seconds=0)
+        train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
     saved = cells.read_saved(tmp_path / "WGAN-GP.checkpoint.pt", cells.WEIGHTS)
     assert saved["iteration"] == 5 and saved["critic"]["head.weight"].isfinite().all()
 
@@ -355,7 +358,7 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(
     cells, tiny, tmp_path, monkeypatch, capsys, method, number
 ):
     settings = cells.profile_settings("smoke", method)
-    whole = cells.train(settings, tiny, tmp_path / "whole", CPU, judge=brightness)
+    whole = train_one(cells, settings, tiny, tmp_path / "whole", CPU, judge=brightness)
     step, handler = cells.generator_step, signal.getsignal(number)
 
     def interrupting(r):
@@ -366,31 +369,112 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(cells, "generator_step", interrupting)
         with pytest.raises(KeyboardInterrupt, match="saved at iteration 6"):
-            cells.train(settings, tiny, tmp_path / "parts", CPU, judge=brightness)
+            train_one(cells, settings, tiny, tmp_path / "parts", CPU, judge=brightness)
     assert signal.getsignal(number) == handler
-    resumed = cells.train(settings, tiny, tmp_path / "parts", CPU, judge=brightness)
+    resumed = train_one(cells, settings, tiny, tmp_path / "parts", CPU, judge=brightness)
     assert f"{method}: resuming at iteration 6 of 12" in capsys.readouterr().out
     same_state(cells, whole, resumed)
 
 
+@pytest.fixture(scope="module")
+def alone(cells, tiny, tmp_path_factory):
+    """Each method's training by itself, with one thread."""
+    before, folder = torch.get_num_threads(), tmp_path_factory.mktemp("alone")
+    torch.set_num_threads(1)
+    settings = [cells.profile_settings("smoke", method) for method in METHODS]
+    runs = [train_one(cells, chosen, tiny, folder, CPU, judge=brightness) for chosen in settings]
+    torch.set_num_threads(before)
+    return runs
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_trainings_side_by_side_equal_single_ones(cells, tiny, tmp_path, monkeypatch, alone, two_threads):
+    """Two at a time, with a thread each; every one as though alone, bit for bit."""
+    trainings, threads = [cells.profile_settings("smoke", method) for method in METHODS], set()
+    step, meeting = cells.generator_step, threading.Barrier(2)
+
+    def watching(r):
+        threads.add(torch.get_num_threads())
+        if r.iteration == 3 and r.settings.method != "DCGAN":
+            meeting.wait(timeout=60)  # the first two are both at work
+        return step(r)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "generator_step", watching)
+        together = cells.train(trainings, tiny, tmp_path, CPU, judge=brightness)
+    assert threads == {1} and torch.get_num_threads() == 2
+    assert [r.settings.method for r in together] == list(METHODS)
+    for trained, expected in zip(together, alone, strict=True):
+        same_state(cells, trained, expected)
+
+
+@pytest.mark.parametrize("why", ["stop button", "loss not finite"])
+def test_when_one_stops_the_others_are_saved(cells, tiny, tmp_path, monkeypatch, capsys, alone, two_threads, why):
+    trainings = [cells.profile_settings("smoke", method) for method in METHODS]
+    step, watched, events, reached = cells.generator_step, cells.watched, [], threading.Event()
+
+    @contextmanager
+    def remembered(runs):
+        with watched(runs) as (bar, interrupted):
+            events.append(interrupted)
+            yield bar, interrupted
+
+    def stopping(r):
+        if r.settings.method == "WGAN" and r.iteration == 5:
+            reached.set()
+            assert events[0].wait(timeout=60)  # until WGAN-GP ends
+        if r.settings.method == "WGAN-GP" and r.iteration == 3:
+            assert reached.wait(timeout=60)
+            if why == "stop button":
+                os.kill(os.getpid(), signal.SIGINT)
+                assert events[0].wait(timeout=60)
+            else:
+                torch.nn.init.constant_(r.critic.head.weight, float("nan"))
+        return step(r)
+
+    error, said = {
+        "stop button": (KeyboardInterrupt, r"saved at iteration 6 \(WGAN\), 4 \(WGAN-GP\); run again"),
+        "loss not finite": (FloatingPointError, "^WGAN-GP: loss not finite by iteration 4"),
+    }[why]
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "watched", remembered)
+        patch.setattr(cells, "generator_step", stopping)
+        with pytest.raises(error, match=said):
+            cells.train(trainings, tiny, tmp_path, CPU, judge=brightness)
+    capsys.readouterr()
+    resumed = cells.train(trainings, tiny, tmp_path, CPU, judge=brightness)
+    printed = capsys.readouterr().out
+    assert "WGAN: resuming at iteration 6 of 12" in printed and "DCGAN: starting afresh" in printed
+    assert f"WGAN-GP: {'resuming at iteration 4' if why == 'stop button' else 'starting afresh'}" in printed
+    for trained, expected in zip(resumed, alone, strict=True):
+        same_state(cells, trained, expected)
+
+
 def test_start_says_what_it_does(cells, tiny, tmp_path, capsys):
     settings = cells.profile_settings("smoke", "DCGAN")
-    first = cells.train(settings, tiny, tmp_path, CPU)
+    first = train_one(cells, settings, tiny, tmp_path, CPU)
     assert "DCGAN: starting afresh\n" in capsys.readouterr().out
-    again = cells.train(settings, tiny, tmp_path, CPU)
+    again = train_one(cells, settings, tiny, tmp_path, CPU)
     assert "DCGAN: finished before" in capsys.readouterr().out
     same_state(cells, first, again)
-    afresh = cells.train(settings, tiny, tmp_path, CPU, start="afresh")
+    afresh = train_one(cells, settings, tiny, tmp_path, CPU, start="afresh")
     assert "DCGAN: starting afresh, replacing" in capsys.readouterr().out
     same_state(cells, first, afresh)
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(cells, tiny, tmp_path):
-    cells.train(cells.profile_settings("smoke", "WGAN"), tiny, tmp_path, CPU)
+    train_one(cells, cells.profile_settings("smoke", "WGAN"), tiny, tmp_path, CPU)
     before = (tmp_path / "WGAN.checkpoint.pt").read_bytes()
     other = cells.profile_settings("smoke", "WGAN", clip=0.5, width=4)
     with pytest.raises(ValueError, match=r"other settings: .*START='afresh'") as refused:
-        cells.train(other, tiny, tmp_path, CPU)
+        train_one(cells, other, tiny, tmp_path, CPU)
     assert "clip is 0.01 there, 0.5 here" in str(refused.value) and "width is 8 there, 4 here" in str(refused.value)
     assert (tmp_path / "WGAN.checkpoint.pt").read_bytes() == before
 
@@ -404,7 +488,7 @@ class Hostile:
 def test_a_file_that_is_no_checkpoint_is_refused(cells, tiny, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     settings = cells.profile_settings("smoke", "DCGAN")
-    cells.train(settings, tiny, tmp_path, CPU)
+    train_one(cells, settings, tiny, tmp_path, CPU)
     path = tmp_path / "DCGAN.checkpoint.pt"
     if kind == "foreign":
         torch.save({"some": "thing"}, path)
@@ -413,7 +497,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(cells, tiny, tmp_path, monkeypa
     else:
         path.write_bytes({"truncated": path.read_bytes()[:5000], "empty": b"", "text": b"not a checkpoint"}[kind])
     with pytest.raises(ValueError, match=r"DCGAN.checkpoint.pt is no readable checkpoint .*Delete it"):
-        cells.train(settings, tiny, tmp_path, CPU)
+        train_one(cells, settings, tiny, tmp_path, CPU)
     assert not (tmp_path / "hostile_code_ran").exists()
 
 
@@ -428,7 +512,7 @@ def test_a_failed_write_leaves_the_old_file(cells, tmp_path):
 
 def test_same_seed_same_training_other_seed_another(cells, tiny, tmp_path):
     runs = [
-        cells.train(cells.profile_settings("smoke", "WGAN-GP", seed=seed), tiny, tmp_path / str(i), CPU)
+        train_one(cells, cells.profile_settings("smoke", "WGAN-GP", seed=seed), tiny, tmp_path / str(i), CPU)
         for i, seed in enumerate((3, 3, 4))
     ]
     same_state(cells, runs[0], runs[1])
@@ -443,7 +527,7 @@ def test_training_on_cuda(cells, tiny, tmp_path, method, precision):
     data = cells.ImageData(
         *(getattr(tiny, name).to(device) for name in ("train", "train_labels", "test", "test_labels"))
     )
-    trained = cells.train(cells.profile_settings("smoke", method), data, tmp_path, device, precision)
+    trained = train_one(cells, cells.profile_settings("smoke", method), data, tmp_path, device, precision)
     assert trained.iteration == 12 and next(trained.generator.parameters()).is_cuda
     on_cpu, _ = cells.load_generator(tmp_path / f"{method}.pt", (1, 28, 28), CPU)
     assert cells.generate(on_cpu, torch.randn(4, 128)).shape == (4, 1, 28, 28)
@@ -459,7 +543,7 @@ def test_out_of_memory_says_what_to_change(cells, tiny, tmp_path, monkeypatch, d
     monkeypatch.setattr(cells, "update", full)
     settings = cells.profile_settings("smoke", "WGAN")
     with pytest.raises(MemoryError, match=r"^WGAN: batches of 16 at width 8 do not fit in the memory of cpu\. Take a"):
-        cells.train(settings, tiny, tmp_path, torch.device("cpu"))
+        train_one(cells, settings, tiny, tmp_path, torch.device("cpu"))
 
 
 def test_out_of_memory_on_a_cpu(cells):
