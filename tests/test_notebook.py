@@ -103,7 +103,8 @@ def test_runs_of_other_seeds_are_shown_beside(smoke):
     run_notebook(folder, SEED=1, METHODS="WGAN-GP", TEST_CLAIMS=False)
     lines = (other / "runs.md").read_text().strip().split("\n")
     (pooled,) = [line for line in lines if "WGAN-GP" in line]
-    assert pooled.startswith("| WGAN-GP | smoke | 12 | 384 | ") and " | 0, 1 | " in pooled and pooled.count("±") == 7
+    assert pooled.startswith("| WGAN-GP | smoke | 0.0001 | 12 | 384 | ")
+    assert " | 0, 1 | " in pooled and pooled.count("±") == 7
     assert len(lines) == 5 and sum("±" in line for line in lines) == 1  # DCGAN and WGAN have one seed
 
 
