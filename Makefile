@@ -22,7 +22,7 @@ evaluate: $(READY)
 test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What tests/test_jupyterlab.py needs, else skipped: Chromium from Debian's packages (asks for sudo), playwright in .venv.
 browser: $(READY)

@@ -15,6 +15,14 @@ ROOT = NOTEBOOK.parent
 DATA_DIR = Path(os.environ.get("DATA_DIR", ROOT / "data"))
 
 
+LONGEST = ("test_sources.py", "test_orders.py", "test_notebook.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that none is left to one process at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory):
     """The notebook's setup and define cells, at smoke size in float32 on the CPU."""
