@@ -45,7 +45,7 @@ publish: $(READY)
 	$(VENV)/bin/python tools/publish.py -p PROFILE long $(TRAINED) \
 		--beside $(filter-out $(LONG),$(wildcard saved_models/*-seed*))
 
-# Training beside the usual loop, step by step (about a quarter of an hour on 2 cores).
+# Training beside the usual loop, step by step (about half an hour on 2 cores).
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/training_speed.py
 

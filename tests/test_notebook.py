@@ -110,7 +110,7 @@ def test_runs_of_other_seeds_are_shown_beside(smoke):
 
 def test_evaluation_without_any_weights_says_what_to_do(tmp_path, fashion_mnist):
     text = printed(run_notebook(tmp_path, without=("train",), METHODS="WGAN-GP"))
-    assert re.search(r"WGAN-GP: left out, no weights in .*run its training cell first", text)
+    assert re.search(r"WGAN-GP: left out, no weights in .*run the training cell \(7\.1\) first", text)
     assert "value_surfaces: no finished results in" in text and text.count("not measured yet") == 6
 
 

@@ -124,7 +124,7 @@ def test_evaluation_before_training_and_again_after(open_session):
     session = open_session(False)
     session.prepare()
     text = session.run(*session.pick("7. 8.", ("define", "evaluate")))
-    assert text.count("Run its training cell first") == 3 and text.count("left out, no weights in") == 3
+    assert text.count("Run the training cell (7.1) first") == 3 and text.count("left out, no weights in") == 3
     session.train(*METHODS)
     text = session.run(*session.pick("7. 8.", ("define", "evaluate")))
     assert "Error" not in text and all(f"| {method} | " in text for method in METHODS)
