@@ -37,13 +37,14 @@ lab: $(READY)
 	$(VENV)/bin/jupyter lab wgan_gp.ipynb
 
 # Run the notebook alone in a fresh folder, then put its outputs, figures, weights and tables in the places that are
-# committed: with the finished trainings of the long profile if they are in saved_models/, else with the published weights,
-# evaluated anew; beside them the scores of the other runs that are there.
-LONG := saved_models/fashion-mnist-long-seed0
-TRAINED := $(if $(wildcard $(LONG)/*.checkpoint.pt),--trained $(LONG),-p TRAIN False)
+# committed: with the finished trainings of the long profile (or of DATASET and PROFILE, if given) if they are in
+# saved_models/, else with the published weights, evaluated anew; beside them the scores of the other runs that are there.
+given = $(if $(findstring command,$(origin $1)),$($1))
+FINISHED := saved_models/$(or $(call given,DATASET),fashion-mnist)-$(or $(call given,PROFILE),long)-seed0
+TRAINED := $(if $(wildcard $(FINISHED)/*.checkpoint.pt),--trained $(FINISHED),-p TRAIN False)
 publish: $(READY)
-	$(VENV)/bin/python tools/publish.py -p PROFILE long $(TRAINED) \
-		--beside $(filter-out $(LONG),$(wildcard saved_models/*-seed*))
+	$(VENV)/bin/python tools/publish.py -p PROFILE long $(GIVEN) $(TRAINED) \
+		--beside $(filter-out $(FINISHED),$(wildcard saved_models/*-seed*))
 
 # Training beside the usual loop, step by step (about half an hour on 2 cores).
 bench: $(READY)

@@ -1,11 +1,13 @@
-"""Publishing without training again: weights stay, and scores of other runs are added to those that were there."""
+"""Publishing: weights stay where nothing was trained, scores of other runs are added, each data set has its place."""
 
 import shutil
 
 import publish
 import pytest
 from conftest import ROOT
+from run import parameters_cell
 
+SHOWN = "fashion-mnist-long-seed0"
 SEED0, SEED3 = (f"fashion-mnist-quick-seed{n}" for n in (0, 3))
 
 
@@ -19,12 +21,14 @@ def project(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, root / name)
 
     def leave_results(notebook, folder):
-        models, figures = (folder / place / "fashion-mnist-long-seed0" for place in ("saved_models", "images"))
+        run = "mnist-quick-seed0" if "DATASET = 'mnist'" in parameters_cell(notebook).source else SHOWN
+        models, figures = (folder / place / run for place in ("saved_models", "images"))
         models.mkdir(parents=True, exist_ok=True)
         figures.mkdir(parents=True)
         for name in ("results", "runs", "claims"):
             (models / f"{name}.md").write_text(f"new {name}")
-        (figures / "samples.png").write_bytes(b"new picture")
+        for name in ("samples", "losses-DCGAN"):
+            (figures / f"{name}.png").write_bytes(b"new picture")
 
     monkeypatch.setattr(publish, "ROOT", root)
     monkeypatch.setattr(publish, "NOTEBOOK", root / "wgan_gp.ipynb")
@@ -49,3 +53,24 @@ def test_weights_stay_and_scores_are_added(project, tmp_path):
     assert (project / "images/samples.png").read_bytes() == b"new picture"
     assert "new results" in (project / "wgan_gp.ipynb").read_text()
     assert (published / "claims.md").read_text() == "new claims"
+
+
+def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
+    """Its weights, and of its tables and figures those that the README shows."""
+    readme, notebook = project / "README.md", project / "wgan_gp.ipynb"
+    places = [f"<!-- {name}: begin --><!-- {name}: end -->" for name in ("results", "mnist results")]
+    readme.write_text("\n".join([*places, "![digits](images/mnist/samples.png)"]))
+    before = notebook.read_bytes()
+    (project / "images/samples.png").write_bytes(b"clothes")
+    trained = tmp_path / "mnist-quick-seed0"
+    trained.mkdir()
+    for name in ("DCGAN.pt", "DCGAN.checkpoint.pt"):
+        (trained / name).write_bytes(b"weights")
+    (tmp_path / "folder").mkdir()
+    publish.make(tmp_path / "folder", {"DATASET": "mnist"}, trained, [])
+    publish.install(tmp_path / "folder")
+    assert notebook.read_bytes() == before and (project / "images/samples.png").read_bytes() == b"clothes"
+    assert readme.read_text().startswith(f"{places[0]}\n<!-- mnist results: begin -->\nnew results\n")
+    assert [p.name for p in (project / "images/mnist").iterdir()] == ["samples.png"]
+    installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
+    assert installed == {"DCGAN.pt", "results.md", "runs.md", "claims.md"}

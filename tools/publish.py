@@ -6,9 +6,10 @@
     python tools/publish.py ... --beside DIR...     shows the scores of other runs beside it
     python tools/publish.py --from DIR              installs an execution that an earlier call left in DIR
 
-Installed are: the executed notebook (cleaned), its figures in images/, its weights, results and tables in
-saved_models/published/DATASET/, the table of scores in the README and the notebook's opening cell, and the tables of
-all runs and of the claims in the README.
+Installed are a run's weights, results and tables in saved_models/published/DATASET/. Those of Fashion-MNIST bring the
+executed notebook (cleaned), all figures in images/, the table of scores in the README and the notebook's opening cell,
+and the tables of all runs and of the claims in the README; those of other data sets what the README shows of their
+tables and, in images/DATASET/, of their figures.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from notebook_cells import NOTEBOOK, code_digest
 from run import execute, literal, parameters_cell, set_parameters
 
 ROOT = NOTEBOOK.parent
+SHOWN = "fashion-mnist"  # the data set of the committed notebook
 
 
 def replace_block(text, name, content):
@@ -66,28 +68,42 @@ def install(folder):
     models = folder / "saved_models" / figures.name
     dataset = figures.name.rsplit("-", 2)[0]
     published = ROOT / "saved_models" / "published" / dataset
-    for old in (ROOT / "images").glob("*.*"):
-        old.unlink()
     shutil.rmtree(published / "scores", ignore_errors=True)
     shutil.copytree(models, published, ignore=shutil.ignore_patterns("*.checkpoint.*", "scores"), dirs_exist_ok=True)
     for scores in (folder / "saved_models").glob(f"{dataset}-*-seed*/scores"):
         shutil.copytree(scores, published / "scores" / scores.parent.name)
-    (ROOT / "images").mkdir(exist_ok=True)
-    for path in figures.iterdir():
-        shutil.copy(path, ROOT / "images")
+    pictures = ROOT / "images" / ("" if dataset == SHOWN else dataset)
+    install_readme(figures, models, pictures, "" if dataset == SHOWN else f"{dataset} ")
+    if dataset == SHOWN:
+        install_notebook(folder, (models / "results.md").read_text(), (figures / "samples.png").read_bytes())
+    print(f"Installed {folder}: {published.relative_to(ROOT)}, README.md, {pictures.relative_to(ROOT)}")
 
-    readme = ROOT / "README.md"
+
+def install_readme(figures, models, pictures, prefix):
+    """Put the tables that the README has a place for into it, and the figures that it shows into `pictures`."""
+    path = ROOT / "README.md"
+    text = path.read_text()
     for name in ("results", "runs", "claims"):
-        readme.write_text(replace_block(readme.read_text(), name, (models / f"{name}.md").read_text()))
+        if f"<!-- {prefix}{name}: begin -->" in text:
+            text = replace_block(text, prefix + name, (models / f"{name}.md").read_text())
+    path.write_text(text)
+    pictures.mkdir(parents=True, exist_ok=True)
+    for old in filter(Path.is_file, pictures.iterdir()):
+        old.unlink()
+    for figure in figures.iterdir():
+        if not prefix or f"({(pictures / figure.name).relative_to(ROOT)})" in text:
+            shutil.copy(figure, pictures)
+
+
+def install_notebook(folder, results, samples):
+    """Make the notebook executed in `folder` the committed one, with its scores and samples in the opening cell."""
     notebook = nbformat.read(folder / NOTEBOOK.name, 4)
     clean(notebook)
     opening = notebook.cells[0]
-    picture = base64.b64encode((figures / "samples.png").read_bytes()).decode()
-    opening["attachments"] = {"samples.png": {"image/png": picture}}
+    opening["attachments"] = {"samples.png": {"image/png": base64.b64encode(samples).decode()}}
     shown = "\n\n![samples](attachment:samples.png)"
-    opening.source = replace_block(opening.source, "results", (models / "results.md").read_text().strip() + shown)
+    opening.source = replace_block(opening.source, "results", results.strip() + shown)
     nbformat.write(notebook, NOTEBOOK)
-    print(f"Installed {folder}: wgan_gp.ipynb, images/, {published.relative_to(ROOT)}, README.md")
 
 
 def main():
