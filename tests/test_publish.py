@@ -4,6 +4,7 @@ import shutil
 
 import publish
 import pytest
+import torch
 from conftest import ROOT
 from run import parameters_cell
 
@@ -15,7 +16,7 @@ SEED0, SEED3 = (f"fashion-mnist-quick-seed{n}" for n in (0, 3))
 def project(tmp_path, monkeypatch):
     """A copy of what publishing writes to, and a notebook that is not executed but leaves tables and figures."""
     root = tmp_path / "project"
-    shutil.copytree(ROOT / "saved_models/published", root / "saved_models/published")
+    shutil.copytree(ROOT / "saved_models/published/fashion-mnist", root / "saved_models/published/fashion-mnist")
     (root / "images").mkdir()
     for name in ("README.md", "wgan_gp.ipynb"):
         shutil.copy(ROOT / name, root / name)
@@ -56,7 +57,7 @@ def test_weights_stay_and_scores_are_added(project, tmp_path):
 
 
 def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
-    """Its weights, and of its tables and figures those that the README shows."""
+    """Its weights with a shorter film, and of its tables and figures those that the README shows."""
     readme, notebook = project / "README.md", project / "wgan_gp.ipynb"
     places = [f"<!-- {name}: begin --><!-- {name}: end -->" for name in ("results", "mnist results")]
     readme.write_text("\n".join([*places, "![digits](images/mnist/samples.png)"]))
@@ -64,8 +65,9 @@ def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
     (project / "images/samples.png").write_bytes(b"clothes")
     trained = tmp_path / "mnist-quick-seed0"
     trained.mkdir()
+    film = {at: torch.full((1, 1, 2, 2), at) for at in (0, 100, 150, 200)}
     for name in ("DCGAN.pt", "DCGAN.checkpoint.pt"):
-        (trained / name).write_bytes(b"weights")
+        torch.save({"strip": film, "quality": {"iteration": [150, 200]}}, trained / name)
     (tmp_path / "folder").mkdir()
     publish.make(tmp_path / "folder", {"DATASET": "mnist"}, trained, [])
     publish.install(tmp_path / "folder")
@@ -74,3 +76,5 @@ def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
     assert [p.name for p in (project / "images/mnist").iterdir()] == ["samples.png"]
     installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
     assert installed == {"DCGAN.pt", "results.md", "runs.md", "claims.md"}
+    shortened = torch.load(project / "saved_models/published/mnist/DCGAN.pt")["strip"]
+    assert list(shortened) == [0, 150, 200] and shortened[150].unique().tolist() == [150]

@@ -9,7 +9,7 @@
 Installed are a run's weights, results and tables in saved_models/published/DATASET/. Those of Fashion-MNIST bring the
 executed notebook (cleaned), all figures in images/, the table of scores in the README and the notebook's opening cell,
 and the tables of all runs and of the claims in the README; those of other data sets what the README shows of their
-tables and, in images/DATASET/, of their figures.
+tables and, in images/DATASET/, of their figures, and their films keep the judged stages only.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+import torch
 from notebook_cells import NOTEBOOK, code_digest
 from run import execute, literal, parameters_cell, set_parameters
 
@@ -72,11 +73,23 @@ def install(folder):
     shutil.copytree(models, published, ignore=shutil.ignore_patterns("*.checkpoint.*", "scores"), dirs_exist_ok=True)
     for scores in (folder / "saved_models").glob(f"{dataset}-*-seed*/scores"):
         shutil.copytree(scores, published / "scores" / scores.parent.name)
+    if dataset != SHOWN:
+        for path in published.glob("*.pt"):
+            shorten_film(path)
     pictures = ROOT / "images" / ("" if dataset == SHOWN else dataset)
     install_readme(figures, models, pictures, "" if dataset == SHOWN else f"{dataset} ")
     if dataset == SHOWN:
         install_notebook(folder, (models / "results.md").read_text(), (figures / "samples.png").read_bytes())
     print(f"Installed {folder}: {published.relative_to(ROOT)}, README.md, {pictures.relative_to(ROOT)}")
+
+
+def shorten_film(path):
+    """Leave in the weights file `path` the frames at the judged stages only: its film can be most of its size."""
+    saved = torch.load(path)
+    if "strip" in saved:
+        judged = {0, *saved["quality"]["iteration"]}
+        saved["strip"] = {at: frame for at, frame in saved["strip"].items() if at in judged}
+        torch.save(saved, path)
 
 
 def install_readme(figures, models, pictures, prefix):
