@@ -219,4 +219,4 @@ def test_the_readmes_pictures_exist_and_are_small():
     names = [a or b for a, b in pictures]
     assert len(names) >= 4
     for name in names:
-        assert (ROOT / name).stat().st_size < (4e6 if name.endswith(".gif") else 6e5), name
+        assert (ROOT / name).stat().st_size < (4e6 if name.endswith(".gif") else 5e5), name

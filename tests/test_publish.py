@@ -6,6 +6,7 @@ import publish
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from run import parameters_cell
 
 SHOWN = "fashion-mnist-long-seed0"
@@ -29,7 +30,7 @@ def project(tmp_path, monkeypatch):
         for name in ("results", "runs", "claims"):
             (models / f"{name}.md").write_text(f"new {name}")
         for name in ("samples", "losses-DCGAN"):
-            (figures / f"{name}.png").write_bytes(b"new picture")
+            Image.new("RGBA", (2, 1), "red").save(figures / f"{name}.png")
 
     monkeypatch.setattr(publish, "ROOT", root)
     monkeypatch.setattr(publish, "NOTEBOOK", root / "wgan_gp.ipynb")
@@ -51,7 +52,7 @@ def test_weights_stay_and_scores_are_added(project, tmp_path):
     added = {published / "scores" / name / "WGAN-GP.pt" for name in (SEED0, SEED3)}
     assert after == before | {p.relative_to(published): b"new scores" for p in added}
     assert "new results" in (project / "README.md").read_text()
-    assert (project / "images/samples.png").read_bytes() == b"new picture"
+    assert Image.open(project / "images/samples.png").size == (2, 1)
     assert "new results" in (project / "wgan_gp.ipynb").read_text()
     assert (published / "claims.md").read_text() == "new claims"
 
@@ -74,6 +75,7 @@ def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
     assert notebook.read_bytes() == before and (project / "images/samples.png").read_bytes() == b"clothes"
     assert readme.read_text().startswith(f"{places[0]}\n<!-- mnist results: begin -->\nnew results\n")
     assert [p.name for p in (project / "images/mnist").iterdir()] == ["samples.png"]
+    assert Image.open(project / "images/mnist/samples.png").getpixel((1, 0)) == (255, 0, 0)
     installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
     assert installed == {"DCGAN.pt", "results.md", "runs.md", "claims.md"}
     shortened = torch.load(project / "saved_models/published/mnist/DCGAN.pt")["strip"]

@@ -21,6 +21,7 @@ from pathlib import Path
 import nbformat
 import torch
 from notebook_cells import NOTEBOOK, code_digest
+from PIL import Image
 from run import execute, literal, parameters_cell, set_parameters
 
 ROOT = NOTEBOOK.parent
@@ -104,8 +105,11 @@ def install_readme(figures, models, pictures, prefix):
     for old in filter(Path.is_file, pictures.iterdir()):
         old.unlink()
     for figure in figures.iterdir():
-        if not prefix or f"({(pictures / figure.name).relative_to(ROOT)})" in text:
-            shutil.copy(figure, pictures)
+        place = pictures / figure.name
+        if not prefix:
+            shutil.copy(figure, place)
+        elif f"({place.relative_to(ROOT)})" in text:  # photographs make large files: without transparency, packed well
+            Image.open(figure).convert("RGB").save(place, optimize=True)
 
 
 def install_notebook(folder, results, samples):
