@@ -170,10 +170,9 @@ def test_the_runs_are_those_of_the_committed_run(committed):
 
 
 def test_only_evaluation_is_published():
-    """What a reader needs to evaluate, and no more: under 20 MB for each data set."""
-    for published in PUBLISHED.iterdir():
-        files = [p for p in published.rglob("*") if p.is_file()]
-        assert sum(p.stat().st_size for p in files) < 20e6 and not [p for p in files if "checkpoint" in p.name]
+    """What a reader needs to evaluate, and no more: under 25 MB together."""
+    files = [p for p in PUBLISHED.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 25e6 and not [p for p in files if "checkpoint" in p.name]
 
 
 def test_every_published_file_is_on_a_model_card():
@@ -181,17 +180,19 @@ def test_every_published_file_is_on_a_model_card():
     files = [str(p.relative_to(PUBLISHED)).removeprefix("fashion-mnist/") for p in PUBLISHED.rglob("*") if p.is_file()]
     named = [{name, f"{Path(name).parent}/"} for name in files]  # itself or its folder
     assert len(files) >= 10 and [n for n in named if not any(f"`{one}`" in card for one in n)] == []
-    weights = [folder / f"{method}.pt" for folder in PUBLISHED.iterdir() for method in METHODS]
-    assert all(f"| {torch.load(path)['seconds'] / 60:.0f} |" in card for path in weights)
+    weights = [path for method in METHODS for path in PUBLISHED.glob(f"*/{method}.pt")]
+    assert len(weights) >= 6 and all(f"| {torch.load(path)['seconds'] / 60:.0f} |" in card for path in weights)
 
 
 @pytest.mark.parametrize("dataset", OTHERS)
 def test_what_the_readme_shows_of_other_data_sets(cells, dataset):
-    """Tables and figures are the published ones, and the published generators draw many of the classes."""
+    """Tables and figures are the published ones, and generators, where published, draw many of the classes."""
     text = (ROOT / "README.md").read_text()
     assert (PUBLISHED / dataset / "results.md").read_text().strip() in text
     figures = sorted(f"images/{dataset}/{p.name}" for p in (ROOT / "images" / dataset).iterdir())
     assert figures and figures == sorted(set(re.findall(rf"\((images/{dataset}/[^)]+)\)", text)))
+    if not (PUBLISHED / dataset / "classifier.pt").exists():
+        return
     source = cells.DATASETS[dataset]
     shape, device = (source.channels, source.side, source.side), torch.device("cpu")
     judge = cells.Classifier(shape, len(source.names)).eval()

@@ -66,6 +66,7 @@ def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
     (project / "images/samples.png").write_bytes(b"clothes")
     trained = tmp_path / "mnist-quick-seed0"
     trained.mkdir()
+    (trained / "few_images").mkdir()
     film = {at: torch.full((1, 1, 2, 2), at) for at in (0, 100, 150, 200)}
     for name in ("DCGAN.pt", "DCGAN.checkpoint.pt"):
         torch.save({"strip": film, "quality": {"iteration": [150, 200]}}, trained / name)
@@ -80,3 +81,14 @@ def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
     assert installed == {"DCGAN.pt", "results.md", "runs.md", "claims.md"}
     shortened = torch.load(project / "saved_models/published/mnist/DCGAN.pt")["strip"]
     assert list(shortened) == [0, 150, 200] and shortened[150].unique().tolist() == [150]
+
+
+def test_tables_without_weights(project, tmp_path):
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained/DCGAN.pt").write_bytes(b"weights")
+    (tmp_path / "folder").mkdir()
+    publish.make(tmp_path / "folder", {"DATASET": "mnist"}, tmp_path / "trained", [])
+    (tmp_path / "folder/saved_models/trained").rename(tmp_path / "folder/saved_models/mnist")
+    publish.install(tmp_path / "folder", tables_only=True)
+    installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
+    assert installed == {"results.md", "runs.md", "claims.md"}

@@ -5,11 +5,13 @@
     python tools/publish.py ... --trained DIR       takes the trainings over that are in DIR, a run's own folder
     python tools/publish.py ... --beside DIR...     shows the scores of other runs beside it
     python tools/publish.py --from DIR              installs an execution that an earlier call left in DIR
+    python tools/publish.py ... --tables            installs tables and figures, no weights (not for Fashion-MNIST)
 
 Installed are a run's weights, results and tables in saved_models/published/DATASET/. Those of Fashion-MNIST bring the
 executed notebook (cleaned), all figures in images/, the table of scores in the README and the notebook's opening cell,
 and the tables of all runs and of the claims in the README; those of other data sets what the README shows of their
-tables and, in images/DATASET/, of their figures, and their films keep the judged stages only.
+tables and, in images/DATASET/, of their figures. To keep the repository small, these have the weights of section 7
+alone, with films that keep the judged stages only.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from run import execute, literal, parameters_cell, set_parameters
 
 ROOT = NOTEBOOK.parent
 SHOWN = "fashion-mnist"  # the data set of the committed notebook
+EXPERIMENTS = ("value_surfaces.pt", "layer_gradients.pt", "rmsprop", "few_images")  # what section 9 adds to a run
 
 
 def replace_block(text, name, content):
@@ -64,14 +67,15 @@ def clean(notebook):
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
 
 
-def install(folder):
+def install(folder, tables_only=False):
     """Put the execution in `folder` in the places that are committed."""
     (figures,) = (folder / "images").iterdir()
     models = folder / "saved_models" / figures.name
     dataset = figures.name.rsplit("-", 2)[0]
     published = ROOT / "saved_models" / "published" / dataset
     shutil.rmtree(published / "scores", ignore_errors=True)
-    shutil.copytree(models, published, ignore=shutil.ignore_patterns("*.checkpoint.*", "scores"), dirs_exist_ok=True)
+    left_out = ("*.checkpoint.*", "scores") + (EXPERIMENTS if dataset != SHOWN else ()) + ("*.pt",) * tables_only
+    shutil.copytree(models, published, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
     for scores in (folder / "saved_models").glob(f"{dataset}-*-seed*/scores"):
         shutil.copytree(scores, published / "scores" / scores.parent.name)
     if dataset != SHOWN:
@@ -129,13 +133,14 @@ def main():
     parser.add_argument("--trained", type=Path, help="saved_models/DATASET-PROFILE-seedN of trainings to take over")
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="runs whose scores are shown too")
     parser.add_argument("--from", dest="folder", type=Path, help="a folder that an earlier call executed in")
+    parser.add_argument("--tables", action="store_true", help="install tables and figures, no weights")
     chosen = parser.parse_args()
     folder = chosen.folder
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix="wgan_gp-"))
         print(f"Executing in {folder}", flush=True)
         make(folder, {name: literal(value) for name, value in chosen.parameters}, chosen.trained, chosen.beside)
-    install(folder)
+    install(folder, chosen.tables)
 
 
 if __name__ == "__main__":
