@@ -105,7 +105,7 @@ def test_runs_of_other_seeds_are_shown_beside(smoke):
     run_notebook(folder, SEED=1, METHODS="WGAN-GP", TEST_CLAIMS=False)
     lines = (other / "runs.md").read_text().strip().split("\n")
     (pooled,) = [line for line in lines if "WGAN-GP" in line]
-    assert pooled.startswith("| WGAN-GP | smoke | 0.0001 | 12 | 384 | ")
+    assert pooled.startswith("| WGAN-GP | smoke | 2 | 0.0001 | 12 | 384 | ")
     assert " | 0, 1 | " in pooled and pooled.count("±") == 7
     assert len(lines) == 5 and sum("±" in line for line in lines) == 1  # DCGAN and WGAN have one seed
 
@@ -165,7 +165,7 @@ def test_the_runs_are_those_of_the_committed_run(committed):
     table = (PUBLISHED / "fashion-mnist" / "runs.md").read_text().strip()
     assert table in printed(committed) and table in (ROOT / "README.md").read_text()
     rows = [line.split(" | ") for line in table.split("\n")]
-    assert {row[0] for row in rows if row[1] == "quick" and row[6] == "0, 1, 2"} == {f"| {m}" for m in METHODS}
+    assert {row[0] for row in rows if row[1] == "quick" and row[7] == "0, 1, 2"} == {f"| {m}" for m in METHODS}
     assert [row[0] for row in rows if row[1] == "letter"] == ["| WGAN-GP"]
 
 

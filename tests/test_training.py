@@ -142,15 +142,16 @@ def test_the_average_forgets_the_start(cells, run):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("decay", [True, False])
-def test_learning_rate(cells, run, tiny, method, decay):
-    """Constant, or down to 0 along a line; and it is the rate that both optimisers step with."""
+@pytest.mark.parametrize(
+    ("decay", "shares"), [(0.0, [1, 1, 1, 1]), (0.4, [1, 1, 0.75, 0.25]), (1.0, [1, 0.5, 0.3, 0.1])]
+)
+def test_learning_rate(cells, run, tiny, method, decay, shares):
+    """Constant, or down to 0 along a line, at the end or throughout; and both optimisers step with it."""
     r = run(method, linear_decay=decay, learning_rate=0.01, iterations=10)
     groups = [g for optimizer in (r.generator_optimizer, r.critic_optimizer) for g in optimizer.param_groups]
-    for r.iteration in (0, 5, 9):
+    for r.iteration, share in zip((0, 5, 7, 9), shares, strict=True):
         cells.set_pace(r)
-        expected = 0.01 * (1 - r.iteration / 10) if decay else 0.01
-        assert [float(group["lr"]) for group in groups] == pytest.approx([expected] * 2)
+        assert [float(group["lr"]) for group in groups] == pytest.approx([0.01 * share] * 2)
     for optimizer, network in ((r.generator_optimizer, r.generator), (r.critic_optimizer, r.critic)):
         moves = []
         for rate in (1.0, 0.1):
@@ -204,7 +205,7 @@ def test_gradients_lie_in_memory_as_their_weights_do(cells, run, tiny, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_path_of_a_graph_gives_the_same_numbers(cells, run, tiny, method):
     """Three iterations at once, then what was captured; with an eager stand-in for the GPU's graph."""
-    eager, graphed = (run(method, linear_decay=True) for _ in range(2))
+    eager, graphed = (run(method, linear_decay=1.0) for _ in range(2))
     captured = []
 
     def capture(r, real):
