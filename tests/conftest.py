@@ -63,7 +63,12 @@ def run(cells, tiny):
     return make
 
 
+def train_all(cells, several, data, folder, *arguments, **options):
+    """The finished Runs, {method: Run}, of trainings with `several` Settings on `data`, with files in `folder`."""
+    trainings = [cells.Training(chosen.method, chosen, data, folder) for chosen in several]
+    return cells.train(trainings, *arguments, **options)
+
+
 def train_one(cells, settings, *arguments, **options):
     """The finished Run of one training."""
-    (run,) = cells.train([settings], *arguments, **options)
-    return run
+    return train_all(cells, [settings], *arguments, **options)[settings.method]

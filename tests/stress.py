@@ -86,7 +86,8 @@ def brightness(pictures):
 def train(cells, data, settings, folder):
     """Train with a checkpoint after every iteration, silently."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        return cells.train([settings], data, folder, CPU, judge=brightness, save_seconds=0)[0]
+        trainings = [cells.Training(settings.method, settings, data, folder)]
+        return cells.train(trainings, CPU, judge=brightness, save_seconds=0)[settings.method]
 
 
 def train_and_kill(cells, data, settings, folder, after):
@@ -207,7 +208,7 @@ def damage_test(cells, data, number, rng, folder):
                 outcome = "unharmed"
             else:
                 with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                    run = cells.start_run(settings, data, place, CPU, "float32", "resume")
+                    run = cells.start_run(cells.Training("WGAN-GP", settings, data, place), CPU, "float32", "resume")
                 assert state_of(cells, run) in states[-2:], f"a wrong state was resumed: {which} {kind} {at}"
                 outcome = "unharmed" if run.iteration == 3 else "previous taken"
         except ValueError as error:

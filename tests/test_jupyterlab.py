@@ -137,7 +137,7 @@ def ran(browser, tmp_path_factory, fashion_mnist, shoot):
         run_all(page)
         end = cell(page, len(notebook.cells) - 1).locator(".jp-OutputArea-output").or_(red(page, error=True))
         end.first.wait_for(timeout=300_000)
-        for name in ("train([settings", '"samples")', "results.md", '"quality")', '"few_images")', "claims.md"):
+        for name in ("train(plan()", '"samples")', "results.md", '"quality")', '"few_images")', "claims.md"):
             shoot(page, re.sub(r"\W+", "-", name).strip("-"), place(notebook, name))
         yield notebook, page, folder / "work"
 
@@ -165,8 +165,8 @@ def test_progress_bars(ran):
     lines = red(page, error=False).all_text_contents()
     ended = r"(\d trainings|\S+): 100%\|█+\| (\d+)/\2 \[[^\n\r]*\]\n?"
     assert [line for line in lines if not re.fullmatch(ended, line)] == []
-    training = cell(page, place(notebook, "train([settings"))
-    expect(red(training, error=False)).to_contain_text(re.compile(r"^3 trainings: 100%.* 36/36 "))
+    training = cell(page, place(notebook, "train(plan()"))
+    expect(red(training, error=False)).to_contain_text(re.compile(r"^6 trainings: 100%.* 60/60 "))
     texts = page.locator(".jp-OutputArea-output").all_text_contents()
     assert [text for text in texts if re.search(r"[\x1b\r\x08]|\[\d+m|\[A\b", text)] == []
 
@@ -198,7 +198,7 @@ def test_samples_again(ran):
 def test_stop_button(browser, tmp_path, fashion_mnist, shoot):
     """Stop saves and says where; the same cell run again goes on from there."""
     notebook = smoke_notebook()
-    training = place(notebook, "train([settings") + 1
+    training = place(notebook, "train(plan()") + 1
     longer = "settings, methods = {m: replace(s, iterations=100_000) for m, s in settings.items()}, ['DCGAN']"
     notebook.cells.insert(place(notebook, "settings = {method: ") + 1, nbformat.v4.new_code_cell(longer))
     del notebook.cells[training + 1 :]

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import train_one
+from conftest import train_all, train_one
 
 METHODS = ("DCGAN", "WGAN", "WGAN-GP")
 CPU = torch.device("cpu")
@@ -418,16 +418,15 @@ def test_trainings_side_by_side_equal_single_ones(cells, tiny, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(cells, "generator_step", watching)
-        together = cells.train(trainings, tiny, tmp_path, CPU, precision, judge=brightness)
+        together = train_all(cells, trainings, tiny, tmp_path, CPU, precision, judge=brightness)
     assert threads == {1} and torch.get_num_threads() == 2
-    assert [r.settings.method for r in together] == list(METHODS)
-    for trained, expected in zip(together, alone(iterations, precision), strict=True):
-        same_state(cells, trained, expected)
+    assert {name: r.settings.method for name, r in together.items()} == {method: method for method in METHODS}
+    for expected in alone(iterations, precision):
+        same_state(cells, together[expected.settings.method], expected)
 
 
-@pytest.mark.parametrize("why", ["stop button", "loss not finite"])
-def test_when_one_stops_the_others_are_saved(cells, tiny, tmp_path, monkeypatch, capsys, alone, two_threads, why):
-    trainings = [cells.profile_settings("smoke", method) for method in METHODS]
+def test_the_stop_button_saves_all_trainings(cells, tiny, tmp_path, monkeypatch, capsys, alone, two_threads):
+    trainings = [cells.profile_settings("smoke", method) for method in METHODS[::-1]]
     step, watched, events, reached = cells.generator_step, cells.watched, [], threading.Event()
 
     @contextmanager
@@ -439,32 +438,54 @@ def test_when_one_stops_the_others_are_saved(cells, tiny, tmp_path, monkeypatch,
     def stopping(r):
         if r.settings.method == "WGAN" and r.iteration == 5:
             reached.set()
-            assert events[0].wait(timeout=60)  # until WGAN-GP ends
+            assert events[0].wait(timeout=60)
         if r.settings.method == "WGAN-GP" and r.iteration == 3:
             assert reached.wait(timeout=60)
-            if why == "stop button":
-                os.kill(os.getpid(), signal.SIGINT)
-                assert events[0].wait(timeout=60)
-            else:
-                torch.nn.init.constant_(r.critic.head.weight, float("nan"))
+            os.kill(os.getpid(), signal.SIGINT)
+            assert events[0].wait(timeout=60)
         return step(r)
 
-    error, said = {
-        "stop button": (KeyboardInterrupt, r"saved at iteration 6 \(WGAN\), 4 \(WGAN-GP\); run again"),
-        "loss not finite": (FloatingPointError, "^WGAN-GP: loss not finite by iteration 4"),
-    }[why]
     with monkeypatch.context() as patch:
         patch.setattr(cells, "watched", remembered)
         patch.setattr(cells, "generator_step", stopping)
-        with pytest.raises(error, match=said):
-            cells.train(trainings, tiny, tmp_path, CPU, judge=brightness)
+        with pytest.raises(KeyboardInterrupt, match=r"saved at iteration 4 \(WGAN-GP\), 6 \(WGAN\); run again"):
+            train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
     capsys.readouterr()
-    resumed = cells.train(trainings, tiny, tmp_path, CPU, judge=brightness)
+    resumed = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
     printed = capsys.readouterr().out
-    assert "WGAN: resuming at iteration 6 of 12" in printed and "DCGAN: starting afresh" in printed
-    assert f"WGAN-GP: {'resuming at iteration 4' if why == 'stop button' else 'starting afresh'}" in printed
-    for trained, expected in zip(resumed, alone(12, "float32"), strict=True):
-        same_state(cells, trained, expected)
+    assert "WGAN-GP: resuming at iteration 4 of 12" in printed and "WGAN: resuming at iteration 6 of 12" in printed
+    assert "DCGAN: starting afresh\n" in printed
+    for expected in alone(12, "float32"):
+        same_state(cells, resumed[expected.settings.method], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_training_that_fails_leaves_the_others_alone(cells, tiny, tmp_path, monkeypatch, capsys, alone, threads):
+    """It says so at once, the others come to their end, and only then its error is raised."""
+    trainings = [cells.profile_settings("smoke", method) for method in METHODS[::-1]]
+    step, before, said = cells.generator_step, torch.get_num_threads(), []
+
+    def failing(r):
+        if r.settings.method == "WGAN-GP" and r.iteration == 3:
+            torch.nn.init.constant_(r.critic.head.weight, float("nan"))
+        if r.settings.method == "DCGAN" and r.iteration == 11:
+            said.append(capsys.readouterr().out)
+        return step(r)
+
+    torch.set_num_threads(threads)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(cells, "generator_step", failing)
+            with pytest.raises(FloatingPointError, match=r"^WGAN-GP: loss not finite by iteration 4"):
+                train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
+        assert "WGAN-GP ended by an error, which is raised when the others have ended: WGAN-GP: loss" in said[0]
+        again = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
+    finally:
+        torch.set_num_threads(before)
+    printed = capsys.readouterr().out
+    assert "WGAN-GP: starting afresh\n" in printed and printed.count("finished before") == 2
+    for expected in alone(12, "float32"):
+        same_state(cells, again[expected.settings.method], expected)
 
 
 def test_start_says_what_it_does(cells, tiny, tmp_path, capsys):
