@@ -71,7 +71,7 @@ def train_for(cells, data, settings, core_seconds):
             last = max(run.iteration + 1, round(run.iteration * core_seconds / used))
             run.settings = cells.replace(run.settings, iterations=last)
         losses = cells.iterate(run, data.train)
-    cells.check_finite(run, *losses)
+    cells.check_finite(settings.method, run, *losses)
     return run
 
 

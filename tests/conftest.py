@@ -63,9 +63,9 @@ def run(cells, tiny):
     return make
 
 
-def train_all(cells, several, data, folder, *arguments, **options):
+def train_all(cells, several, data, folder, *arguments, judge=None, **options):
     """The finished Runs, {method: Run}, of trainings with `several` Settings on `data`, with files in `folder`."""
-    trainings = [cells.Training(chosen.method, chosen, data, folder) for chosen in several]
+    trainings = [cells.Training(chosen.method, chosen, data, folder, judge) for chosen in several]
     return cells.train(trainings, *arguments, **options)
 
 

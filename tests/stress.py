@@ -86,8 +86,8 @@ def brightness(pictures):
 def train(cells, data, settings, folder):
     """Train with a checkpoint after every iteration, silently."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        trainings = [cells.Training(settings.method, settings, data, folder)]
-        return cells.train(trainings, CPU, judge=brightness, save_seconds=0)[settings.method]
+        trainings = [cells.Training(settings.method, settings, data, folder, brightness)]
+        return cells.train(trainings, CPU, save_seconds=0)[settings.method]
 
 
 def train_and_kill(cells, data, settings, folder, after):

@@ -86,12 +86,14 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
     shutil.copytree(PUBLISHED, tmp_path / "saved_models" / "published")
     before = {p: p.read_bytes() for p in (tmp_path / "saved_models").rglob("*") if p.is_file()}
     text = printed(run_notebook(tmp_path, TRAIN=False))
-    assert "Nothing will be trained" in text and "starting afresh" not in text
+    assert "No GAN will be trained" in text and "starting afresh" not in text
     claims = (PUBLISHED / "fashion-mnist" / "claims.md").read_text()
     measured = [line for line in claims.split("\n") if line.startswith("| C")]
     assert len(measured) == 6 and all(line in text for line in measured)
     for method in METHODS:
         assert f"{method}: saved_models/published/fashion-mnist/{method}.pt" in text
+    for name in ("value_surfaces.pt", "layer_gradients.pt", "few_images/WGAN-GP.pt", "rmsprop/WGAN-GP.pt"):
+        assert f"saved_models/published/fashion-mnist/{name}" in text  # the claims say what they are drawn from
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -137,7 +139,7 @@ def test_the_committed_run_is_whole(committed):
     text = printed(committed)
     assert "Profile long on" in text and all(f"{method}.pt: 48,000 iterations, " in text for method in METHODS)
     taken_over = all(f"{method}: finished before" in text for method in METHODS)
-    assert taken_over or "Nothing will be trained: TRAIN is False" in text
+    assert taken_over or "No GAN will be trained: TRAIN is False" in text
     assert "starting afresh" not in text and "no weights in" not in text and "not measured yet" not in text
 
 

@@ -402,6 +402,33 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+def test_the_plan_has_what_the_parameters_ask_for(cells, tiny, monkeypatch):
+    monkeypatch.setattr(cells, "data", tiny, raising=False)
+    monkeypatch.setattr(cells, "judge", brightness, raising=False)
+    methods = ["WGAN-GP", "WGAN", "DCGAN"]
+    assert [training.name for training in cells.plan()] == [*methods, "WGAN-GP with RMSProp"]
+    many = cells.replace(tiny, train=tiny.train.repeat(6, 1, 1, 1), train_labels=tiny.train_labels.repeat(6))
+    monkeypatch.setattr(cells, "data", many)
+    trainings = cells.plan()
+    few = ["WGAN-GP on 1,000 images", "WGAN on 1,000 images"]
+    assert [training.name for training in trainings] == [*methods, "WGAN-GP with RMSProp", *few]
+    assert [len(training.data.train) for training in trainings] == [1200] * 4 + [1000] * 2
+    assert [training.judge for training in trainings] == [brightness] * 4 + [None] * 2
+    assert len({(training.folder, training.settings.method) for training in trainings}) == 6
+    monkeypatch.setattr(cells, "TEST_CLAIMS", False)
+    assert [training.name for training in cells.plan()] == methods
+    monkeypatch.setattr(cells, "TEST_CLAIMS", True)
+    monkeypatch.setattr(cells, "methods", ["DCGAN", "WGAN-GP"])
+    assert [training.name for training in cells.plan()] == ["WGAN-GP", "DCGAN"]
+
+
+def test_the_threads_of_a_method_do_not_depend_on_the_experiments(cells, monkeypatch):
+    for threads, expected in ((1, 1), (2, 2), (8, 3)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert cells.at_once(3, CPU) == cells.at_once(6, CPU) == expected
+        assert cells.at_once(6, torch.device("cuda")) == 1
+
+
 @pytest.mark.parametrize("kind", [(12, "float32"), (5, "bfloat16")])  # bfloat16 is slow where it is emulated
 def test_trainings_side_by_side_equal_single_ones(cells, tiny, tmp_path, monkeypatch, alone, two_threads, kind):
     """Two at a time, with a thread each; every one as though alone, bit for bit."""
