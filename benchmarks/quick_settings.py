@@ -33,6 +33,7 @@ QUICK = {"width": 24, "batch_size": 64}  # what `quick` has
 FIRST = {"width": 32, "batch_size": 64, "learning_rate": 2e-3, "n_critic": 2, "beta1": 0.5}  # what it had at first
 GP = {"learning_rate": 2e-3, "n_critic": 1}
 FADING = {"linear_decay": 1.0}
+LATE = {"linear_decay": 0.333}  # what `quick` has
 GAN = {"learning_rate": 1e-3}
 CLIPPED = {"learning_rate": 2e-3, "clip": 0.2, "n_critic": 1}
 CANDIDATES = [
@@ -49,6 +50,9 @@ CANDIDATES = [
     ("WGAN-GP", GP | SMALL),
     ("WGAN-GP", GP | SMALL | {"n_critic": 2, "learning_rate": 3e-3}),
     ("WGAN", CLIPPED | QUICK),
+    ("WGAN-GP", GP | QUICK | LATE),
+    ("DCGAN", GAN | QUICK | LATE),
+    ("WGAN", CLIPPED | QUICK | LATE),
 ]
 
 
