@@ -54,7 +54,7 @@ def test_the_whole_notebook_runs_alone(smoke):
     assert {p.name for p in images.iterdir()} == {f"{name}.png" for name in figures} | {"time_lapse.gif"}
     text = printed(notebook)
     assert "Profile smoke on" in text and all(f"{method}: starting afresh" in text for method in METHODS)
-    assert all(f"{method}: 12 iterations, about" in text for method in METHODS)  # the cost, before it starts
+    assert all(f"{method}: 12 iterations to go, about" in text for method in METHODS)  # the cost, before it starts
     claims = (models / "claims.md").read_text()
     assert re.findall(r"^\| (C\d) \|", claims, re.MULTILINE) == ["C1", "C2", "C3", "C6", "C7", "C8"]
     assert "not measured" not in claims and claims.strip() in text

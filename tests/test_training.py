@@ -527,6 +527,19 @@ def test_start_says_what_it_does(cells, tiny, tmp_path, capsys):
     same_state(cells, first, afresh)
 
 
+def test_what_is_left_of_a_training_is_known_before_it_starts(cells, tiny, tmp_path):
+    """The estimate of the time counts what has not been saved: none of a finished training, all of a damaged one."""
+    settings = cells.profile_settings("smoke", "DCGAN", iterations=5)
+    train_one(cells, settings, tiny, tmp_path, CPU)
+    training = cells.Training("DCGAN", settings, tiny, tmp_path)
+    assert cells.iterations_left(training, "resume") == 0 and cells.iterations_left(training, "afresh") == 5
+    longer = cells.replace(training, settings=cells.replace(settings, iterations=12))
+    assert cells.iterations_left(longer, "resume") == 7
+    assert cells.iterations_left(cells.replace(training, folder=tmp_path / "other"), "resume") == 5
+    (tmp_path / "DCGAN.pt").write_bytes(b"damaged")
+    assert cells.iterations_left(training, "resume") == 5
+
+
 def test_a_checkpoint_of_other_settings_is_refused_by_name(cells, tiny, tmp_path):
     train_one(cells, cells.profile_settings("smoke", "WGAN"), tiny, tmp_path, CPU)
     before = (tmp_path / "WGAN.checkpoint.pt").read_bytes()
