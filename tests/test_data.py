@@ -149,6 +149,20 @@ def test_a_folder_is_cropped_to_its_centre_and_split_for_good(cells, album, tmp_
     assert again.train.equal(data.train)
 
 
+def test_images_that_come_or_go_leave_the_others_in_their_part(cells):
+    """No training image becomes a held-out one, but for the one that keeps the held-out part at a fifth."""
+    paths = [f"/album/{i}.jpg" for i in range(500)]
+
+    def parts(chosen):
+        return [set(cells.FolderImages(None, chosen, train).paths) for train in (True, False)]
+
+    train, test = parts(paths)
+    assert (len(train), len(test)) == (400, 100) and not train & test
+    for some in (paths[:499], paths[1:], [*paths, "/album/new.jpg"], paths[::-1]):
+        now_train, now_test = parts(some)
+        assert len(train & now_test) + len(test & now_train) <= 1
+
+
 def test_a_folder_of_grey_pictures_has_one_channel(cells, tmp_path):
     (tmp_path / "grey").mkdir()
     for i in range(50):

@@ -1,5 +1,6 @@
 """The whole notebook in a fresh kernel and folder, evaluation on its own, and the committed run."""
 
+import ast
 import json
 import re
 import shutil
@@ -145,6 +146,30 @@ def test_the_committed_run_is_whole(committed):
 
 def test_the_committed_run_was_made_by_the_current_code(committed):
     assert committed.metadata["code_sha256"] == code_digest(committed.cells)
+
+
+def bound_names(source):
+    """The names that a cell's top level binds: functions, classes, assigned and loop variables; not imports."""
+    names, waiting = set(), [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            waiting += ast.iter_child_nodes(node)
+    return names
+
+
+def test_no_cell_takes_a_definition_away(committed):
+    """What a define cell defines keeps its name: else cells that are run again would find something else."""
+    bound = [(c, bound_names(c.source)) for c in committed.cells if c.cell_type == "code"]
+    defined = [names for c, names in bound if "define" in c.metadata["tags"]]
+    assert sum(map(len, defined)) == len(set().union(*defined)) > 100
+    for cell, names in bound:
+        if {"train", "evaluate"} & set(cell.metadata["tags"]):
+            assert not names & set().union(*defined), cell.source
 
 
 def test_the_notebook_is_short_and_tagged(committed):
