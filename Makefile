@@ -5,7 +5,7 @@ READY  := $(VENV)/ready
 
 # Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not.
 PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS INCEPTION DATA_DIR MODELS_DIR IMAGES_DIR
-GIVEN := $(foreach p,$(PARAMETERS),$(if $(findstring command,$(origin $(p))),-p $(p) '$($(p))'))
+GIVEN := $(foreach p,$(PARAMETERS),$(if $(findstring command,$(origin $(p))),-p $(p) '$(subst ','\'',$($(p)))'))
 
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1
@@ -15,7 +15,7 @@ export PYTHONUNBUFFERED := 1
 run: $(READY)
 	$(VENV)/bin/python tools/run.py $(GIVEN)
 
-# Fresh samples, figures, scores and claims from what has been saved, yours or the published; nothing is trained.
+# Fresh samples, figures, scores and claims from what has been saved, yours or the published; no GAN is trained.
 evaluate: $(READY)
 	$(VENV)/bin/python tools/run.py $(GIVEN) -p TRAIN False
 
@@ -29,7 +29,7 @@ browser: $(READY)
 	$$([ "$$(id -u)" = 0 ] || echo sudo) apt-get install --yes --no-install-recommends chromium
 	$(VENV)/bin/python -m pip install --quiet playwright
 
-# A hundred kills and five hundred damaged files; `make test` has a tenth of it (about five minutes on 2 cores).
+# A hundred kills and five hundred damaged files (about five minutes on 2 cores); `make test` has ten and 260.
 stress: $(READY)
 	$(VENV)/bin/python tests/stress.py --kills 100 --damages 500
 
@@ -40,10 +40,10 @@ lab: $(READY)
 # committed: with the finished trainings of the long profile (or of DATASET and PROFILE, if given) if they are in
 # saved_models/, else with the published weights, evaluated anew; beside them the scores of the other runs that are there.
 given = $(if $(findstring command,$(origin $1)),$($1))
-FINISHED := saved_models/$(or $(call given,DATASET),fashion-mnist)-$(or $(call given,PROFILE),long)-seed0
-TRAINED := $(if $(wildcard $(FINISHED)/*.checkpoint.pt),--trained $(FINISHED),-p TRAIN False)
+RUN := $(or $(call given,DATASET),fashion-mnist)-$(or $(call given,PROFILE),long)-seed$(or $(call given,SEED),0)
+FINISHED := $(wildcard saved_models/$(RUN))
 publish: $(READY)
-	$(VENV)/bin/python tools/publish.py -p PROFILE long $(GIVEN) $(TRAINED) \
+	$(VENV)/bin/python tools/publish.py -p PROFILE long -p TRAIN False $(GIVEN) $(addprefix --trained ,$(FINISHED)) \
 		--beside $(filter-out $(FINISHED),$(wildcard saved_models/*-seed*))
 
 # Training beside the usual loop, step by step (about half an hour on 2 cores).

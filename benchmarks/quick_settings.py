@@ -5,11 +5,13 @@
 Each candidate trains from scratch with seed 0, in a process of one thread, until that has used so much processor time.
 Its averaged generator then draws 10,000 images, whose Frechet distance to 10,000 TRAINING images is taken in the
 features of one classifier: the test images stay unseen by this choice. A learning rate that decays reaches 0 when the
-time is up. Results are kept in quick_settings.json; a candidate that is there already is not trained again (delete the
-file to start over). The table goes into README.md beside it.
+time is up, or a moment later. Results are kept in quick_settings.json; a candidate that is there already, by the same
+classifier and under the same conditions, is not trained again. One that diverges is left out. The table goes into
+README.md beside it.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -72,7 +74,7 @@ def train_for(cells, data, settings, core_seconds):
     start = time.process_time()
     while (used := time.process_time() - start) < core_seconds:
         if run.iteration and run.iteration % 10 == 0:  # when will it end? That is where a decaying rate is 0
-            last = max(run.iteration + 1, round(run.iteration * core_seconds / used))
+            last = max(run.iteration + 10, round(run.iteration * core_seconds / used))
             run.settings = cells.replace(run.settings, iterations=last)
         losses = cells.iterate(run, data.train)
     cells.check_finite(settings.method, run, *losses)
@@ -93,6 +95,12 @@ def measure(method, changes, core_seconds, data_dir, classifier_state, reference
     return key | {"iterations": run.iteration, "frechet_distance": distance}
 
 
+def digest(classifier):
+    """A short text that differs for classifiers which differ in any bit."""
+    content = b"".join(value.numpy().tobytes() for value in classifier.state_dict().values())
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def table(cells, results, note):
     """A Markdown table of the results, the best of each method first."""
     rows = []
@@ -109,21 +117,34 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--core-seconds", type=float, default=240)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--classifier-images", type=int, help="that it is trained on; else as many as the notebook's")
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     chosen = parser.parse_args()
     kept = HERE / "quick_settings.json"
-    results = json.loads(kept.read_text()) if kept.exists() else []
     cells, data = load(chosen.data_dir)
-    classifier = cells.train_classifier(data, cells.CLASSIFIER_IMAGES, cells.device, cells.precision)
+    n_seen = chosen.classifier_images or cells.CLASSIFIER_IMAGES
+    classifier = cells.train_classifier(data, n_seen, cells.device, cells.precision)
     reference, other = (cells.describe(classifier, part)[0] for part in data.train[:20_000].split(10_000))
+    conditions = {"workers": chosen.workers, "torch": torch.__version__, "classifier": digest(classifier)}
+    results = json.loads(kept.read_text()) if kept.exists() else []
+    results = [result for result in results if conditions.items() <= result.items()]
     keys = [{"method": m, "changes": c, "core_seconds": chosen.core_seconds} for m, c in CANDIDATES]
     missing = [key for key in keys if not any(key.items() <= result.items() for result in results)]
+    common = {"data_dir": chosen.data_dir, "classifier_state": classifier.state_dict(), "reference": reference}
     with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn")) as pool:
-        common = {"data_dir": chosen.data_dir, "classifier_state": classifier.state_dict(), "reference": reference}
-        for done in as_completed([pool.submit(measure, **key, **common) for key in missing]):
-            results.append(done.result())
-            print(results[-1], flush=True)
-            kept.write_text(json.dumps(results, indent=1) + "\n")
+        waiting = {pool.submit(measure, **key, **common): key for key in missing}
+        try:
+            for done in as_completed(waiting):
+                try:
+                    results.append(done.result() | conditions)
+                except FloatingPointError as error:
+                    print(f"{waiting[done]}: left out, {error}", flush=True)
+                    continue
+                print(results[-1], flush=True)
+                kept.write_text(json.dumps(results, indent=1) + "\n")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     note = (
         f"{chosen.core_seconds:g} seconds of one core each, {chosen.workers} at a time; seed 0, averaged generator, "
         f"10,000 samples against 10,000 training images (10,000 other training images: "

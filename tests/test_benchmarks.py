@@ -1,6 +1,8 @@
-"""The benchmarks compare like with like, and run."""
+"""The benchmarks compare like with like; training_speed.py and quick_settings.py run."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -62,6 +64,30 @@ def test_training_speed_runs():
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     (line,) = [line for line in printed.split("\n") if line.startswith("| 28 | 8 | 8 |")]
     assert len(line.split("|")) == 13 and "2 alternations" in printed
+
+
+def test_quick_settings_runs(tmp_path):
+    """One candidate for two seconds, in a folder of its own; a second call finds it, another judge's is not taken."""
+    for name in ("quick_settings.py", "README.md"):
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path)
+    old = {"method": "WGAN", "changes": {}, "core_seconds": 2.0, "iterations": 9, "frechet_distance": 1.0}
+    (tmp_path / "quick_settings.json").write_text(json.dumps([old]))
+    script = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT / 'tools')!r}]; import quick_settings as q\n"
+        "q.CANDIDATES = [('WGAN', {'width': 8, 'batch_size': 16, 'linear_decay': 1.0})]\n"
+        "if __name__ == '__main__':\n    q.main()"
+    )
+    (tmp_path / "small.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "small.py"), "--core-seconds", "2", "--data-dir", str(DATA_DIR)]
+    command += ["--classifier-images", "2560"]
+    for measured in (1, 0):
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+        assert printed.count("frechet_distance") == measured
+    readme = (tmp_path / "README.md").read_text()
+    table = readme.split("<!-- table: begin -->")[1].split("<!-- table: end -->")[0]
+    assert table.count("| WGAN |") == 1 and "DCGAN" not in table and "2 seconds of one core each" in table
+    (kept,) = json.loads((tmp_path / "quick_settings.json").read_text())
+    assert kept["iterations"] > 10 and kept["frechet_distance"] > 1
 
 
 def test_side_by_side_is_measured(cells):

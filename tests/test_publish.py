@@ -84,11 +84,20 @@ def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
 
 
 def test_tables_without_weights(project, tmp_path):
-    (tmp_path / "trained").mkdir()
-    (tmp_path / "trained/DCGAN.pt").write_bytes(b"weights")
+    trained = tmp_path / "mnist-quick-seed0"
+    trained.mkdir()
+    (trained / "DCGAN.pt").write_bytes(b"weights")
     (tmp_path / "folder").mkdir()
-    publish.make(tmp_path / "folder", {"DATASET": "mnist"}, tmp_path / "trained", [])
-    (tmp_path / "folder/saved_models/trained").rename(tmp_path / "folder/saved_models/mnist")
+    publish.make(tmp_path / "folder", {"DATASET": "mnist"}, trained, [])
     publish.install(tmp_path / "folder", tables_only=True)
     installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
     assert installed == {"results.md", "runs.md", "claims.md"}
+
+
+def test_the_committed_run_has_its_weights(project, tmp_path):
+    """New tables above old weights would be another run's."""
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    publish.make(tmp_path, {"TRAIN": False}, None, [])
+    with pytest.raises(ValueError, match="--tables is for other data sets than fashion-mnist"):
+        publish.install(tmp_path, tables_only=True)
+    assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before

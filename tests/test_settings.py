@@ -1,10 +1,14 @@
 """Every setting is refused, early and by name, when it is unknown, of the wrong type or out of range."""
 
 import ast
+import os
+import shlex
+import subprocess
 from dataclasses import fields
 
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,6 +79,9 @@ def test_paper_settings(cells):
     assert (gp.penalty_weight, gp.n_critic, gp.learning_rate, gp.beta1, gp.beta2) == (10, 5, 1e-4, 0, 0.9)
     assert (wgan.clip, wgan.n_critic, wgan.learning_rate, wgan.optimizer) == (0.01, 5, 5e-5, "rmsprop")
     assert (dcgan.learning_rate, dcgan.beta1, dcgan.beta2, dcgan.n_critic) == (2e-4, 0.5, 0.999, 1)
+    assert [s.objective for s in (gp, wgan, dcgan)] == ["wasserstein", "wasserstein", "non-saturating"]
+    assert [(s.penalty_weight, s.clip) for s in (wgan, dcgan)] == [(0, 0.01), (0, 0)]
+    assert [s.critic_batch_norm for s in (gp, wgan, dcgan)] == [False, True, True]
     assert {s.iterations for s in (gp, wgan, dcgan)} == {200_000}
     assert {s.batch_size for s in (gp, wgan, dcgan)} == {64}
 
@@ -132,7 +139,47 @@ def test_make_passes_every_parameter_on():
     assert given.removeprefix("PARAMETERS := ").split() == names
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "long", "letter", "standard", "full"])
-def test_profiles_are_complete(cells, profile):
-    for method in cells.PAPER:
-        assert cells.profile_settings(profile, method).method == method
+def test_what_make_passes_on_arrives_as_it_was_typed():
+    """Blanks and quotes included; what only the environment has is not passed on."""
+    given = {"DATASET": "folder:/Anna's pictures/2024", "SEED": "3", "METHODS": "DCGAN, WGAN"}
+    command = ["make", "-n", "run", *(f"{name}={value}" for name, value in given.items())]
+    printed = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"DEVICE": "tpu"}, check=True, capture_output=True, text=True
+    ).stdout
+    words = shlex.split(next(line for line in printed.split("\n") if "tools/run.py" in line))
+    passed = [words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"]
+    assert sorted(passed) == sorted(map(list, given.items()))
+
+
+def test_profiles_are_complete(cells):
+    assert cells.PROFILES.keys() == cells.EXPERIMENTS.keys()
+    for profile, methods in cells.PROFILES.items():
+        assert methods.keys() == cells.PAPER.keys()
+        settings = {method: cells.profile_settings(profile, method) for method in methods}
+        assert [chosen.method for chosen in settings.values()] == list(methods)
+        assert cells.experiment_settings(profile, settings).keys() == {"rmsprop", "few_images"}
+        assert cells.EXPERIMENTS[profile].keys() == cells.EXPERIMENTS["smoke"].keys()
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("fma avx512_bf16", "bfloat16"), ("fma avx2", "float32")])
+def test_bfloat16_is_chosen_where_the_processor_has_it(cells, monkeypatch, flags, expected):
+    monkeypatch.setattr(cells.Path, "exists", lambda path: True)
+    monkeypatch.setattr(cells.Path, "read_text", lambda path: flags)
+    monkeypatch.setattr(cells.torch.cuda, "is_bf16_supported", lambda including_emulation: expected == "bfloat16")
+    for device in ("cpu", "cuda"):
+        assert cells.choose_precision("auto", torch.device(device)) == expected
+    assert cells.choose_precision("auto", torch.device("mps")) == "float32"
+    assert cells.choose_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_cuda_comes_before_mps_before_the_cpu(cells, monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(cells.torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(cells.torch.backends.mps, "is_available", lambda: mps)
+    assert cells.choose_device("auto").type == expected and cells.choose_device("cpu").type == "cpu"
+    if not cuda:
+        with pytest.raises(ValueError, match="DEVICE is 'cuda'; allowed: 'auto', "):
+            cells.choose_device("cuda")

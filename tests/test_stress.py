@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def test_kills_and_damages():
-    """The stress test at a tenth of `make stress`; what it asserts is in tests/stress.py."""
+    """A shorter `make stress`; what it asserts is in tests/stress.py."""
     command = [sys.executable, str(ROOT / "tests/stress.py"), "--kills", "10", "--damages", "260"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 0, found.stdout + found.stderr

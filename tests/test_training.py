@@ -52,6 +52,46 @@ def test_generator_step_moves_the_generator_alone(cells, run, method):
     assert all(p.grad is None and p.requires_grad for p in r.critic.parameters())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_each_step_follows_the_gradient_of_its_methods_loss(cells, run, tiny, method):
+    """Gradients of both steps against losses written out here; with the penalty's weight of 10."""
+    r, twin = run(method), run(method)
+    x = cells.draw_real(tiny.train, 16, torch.Generator().manual_seed(5))
+    cells.critic_step(r, x)
+    with torch.no_grad():
+        x_tilde = twin.generator(twin.noise(16))
+    real, generated = twin.critic(x), twin.critic(x_tilde)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    if method == "DCGAN":
+        loss = entropy(real, torch.ones(16)) + entropy(generated, torch.zeros(16))
+    else:
+        loss = generated.mean() - real.mean()
+    if method == "WGAN-GP":
+        loss = loss + 10 * cells.gradient_penalty(twin.critic, x, x_tilde, twin.rng)
+    loss.backward()
+    for p, q in zip(r.critic.parameters(), twin.critic.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+    twin.critic.load_state_dict(r.critic.state_dict())
+    score = twin.critic(twin.generator(twin.noise(16)))
+    (entropy(score, torch.ones(16)) if method == "DCGAN" else -score.mean()).backward()
+    cells.generator_step(r)
+    for p, q in zip(r.generator.parameters(), twin.generator.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6) and p.grad.abs().max() > 0
+
+
+def test_bfloat16_is_for_convolutions_alone(cells, tiny):
+    settings = cells.profile_settings("smoke", "WGAN-GP")
+    networks = cells.build_networks(settings, (1, 28, 28), "cpu")
+    for precision, expected in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        r = cells.new_run(settings, networks, CPU, precision)
+        with r.autocast():
+            x = cells.to_float(tiny.train[:4])
+            assert r.critic.layers(x).dtype == expected
+            assert r.critic(x).dtype == r.generator(r.noise(4)).dtype == torch.float32
+            assert cells.gradient_norms(r.critic, x).dtype == torch.float32
+        assert {p.dtype for network in networks for p in network.parameters()} == {torch.float32}
+
+
 def test_loss_and_penalty_are_one_adam_step(cells, run, tiny, monkeypatch):
     """The update equals one Adam step on loss + lambda * penalty, computed here from the pieces."""
     r, twin = run(), run()
@@ -244,14 +284,14 @@ def test_held_out_curve_is_the_critics_objective(cells, run, tiny, monkeypatch):
     assert held[0] > held[2] - held[1]  # the penalty is in it
 
 
-def test_recording_changes_no_network(cells, run, tiny):
+def test_recording_changes_no_weights(cells, run, tiny):
     r = run("WGAN")
-    critic, average = snapshot(r.critic), snapshot(r.average)
+    critic, generator, average = snapshot(r.critic), snapshot(r.generator), snapshot(r.average)
     cells.record(r, tiny)
     state = r.rng.get_state()
     cells.keep_samples(r, judge=brightness)
     assert r.rng.get_state().equal(state)  # the judge is no part of the training's course
-    assert not changed(r.critic, critic)
+    assert not changed(r.critic, critic) and not changed(r.generator, generator)
     assert all(value.equal(average[name]) for name, value in r.average.state_dict().items())
 
 

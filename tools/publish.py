@@ -73,6 +73,8 @@ def install(folder, tables_only=False):
     models = folder / "saved_models" / figures.name
     dataset = figures.name.rsplit("-", 2)[0]
     published = ROOT / "saved_models" / "published" / dataset
+    if tables_only and dataset == SHOWN:
+        raise ValueError(f"--tables is for other data sets than {SHOWN}: the notebook's own run needs its weights")
     shutil.rmtree(published / "scores", ignore_errors=True)
     left_out = ("*.checkpoint.*", "scores") + (EXPERIMENTS if dataset != SHOWN else ()) + ("*.pt",) * tables_only
     shutil.copytree(models, published, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)

@@ -17,6 +17,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from notebook_cells import NOTEBOOK
+from traitlets.config import Config
+
+PATIENCE = 120  # seconds that an interrupted training has to finish its iterations and save
 
 
 class EchoingClient(NotebookClient):
@@ -62,6 +65,7 @@ def execute(notebook, folder, echo=True):
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
         extra_arguments=["--log-level=ERROR"],
+        config=Config(KernelManager={"shutdown_wait_time": PATIENCE}),
     )
     if echo:
         client.on_cell_start = client.announce

@@ -1,0 +1,72 @@
+"""Headless runs: what is shown, written and returned, also when a cell fails or Ctrl-C is pressed."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+PATCHED = "import pathlib, run; run.NOTEBOOK = pathlib.Path('small.ipynb'); run.main()"
+SLOW = """import signal, time
+stopped = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: stopped.append(1))
+open("started", "w").close()
+while not stopped:
+    time.sleep(0.1)
+time.sleep(8)  # an iteration that takes long, and the saving
+open("saved", "w").close()
+raise KeyboardInterrupt"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(source, *arguments) -> the process of tools/run.py with a notebook of parameters and one other cell."""
+
+    def run(source, *arguments):
+        cells = [nbformat.v4.new_code_cell("SEED = 0\nMETHODS = 'all'", metadata={"tags": ["parameters"]})]
+        cells.append(nbformat.v4.new_code_cell(source))
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "small.ipynb")
+        command = [sys.executable, "-c", PATCHED, "--output", "executed.ipynb", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+        return subprocess.Popen(command, env={"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin"}, **pipes)
+
+    return run
+
+
+def test_parameters_arrive_and_the_run_is_written(start, tmp_path):
+    process = start("print(SEED + 1, METHODS)", "-p", "SEED", "3", "-p", "METHODS", "DCGAN, WGAN")
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "[cell 2/2] print(SEED + 1, METHODS)\n4 DCGAN, WGAN\n" in shown
+    assert "The executed notebook: executed.ipynb" in shown
+    assert nbformat.read(tmp_path / "executed.ipynb", 4).cells[1].outputs[0].text == "4 DCGAN, WGAN\n"
+
+
+def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
+    process = start("print('so far')\nraise ValueError('wrong')")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Stopped. ValueError: wrong" in errors
+    assert nbformat.read(tmp_path / "executed.ipynb", 4).cells[1].outputs[0].text == "so far\n"
+
+
+def test_an_unknown_parameter_is_refused_before_a_kernel_starts(start, tmp_path):
+    process = start("print('never')", "-p", "SEEDS", "3")
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "no such parameter: SEEDS; allowed: SEED, METHODS" in errors
+    assert not shown and not (tmp_path / "executed.ipynb").exists()
+
+
+def test_ctrl_c_waits_for_the_saving(start, tmp_path):
+    process = start(SLOW)
+    until = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and (tmp_path / "saved").exists()
+    assert "Stopped. " in errors and "The executed notebook: executed.ipynb" in shown
