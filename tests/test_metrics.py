@@ -158,6 +158,7 @@ def test_seeds_of_equal_settings_share_a_row(cells):
     kept = [
         scored("quick", "WGAN-GP", 1, 3.0),
         scored("long", "WGAN-GP", 0, 1.2),
+        scored("letter", "WGAN-GP", 0, 7.0),
         scored("quick", "DCGAN", 0, 2.0),
         scored("quick", "WGAN-GP", 0, 2.0),
         scored("quick", "WGAN-GP", 0, 9.0, learning_rate=1e-3),
@@ -167,10 +168,11 @@ def test_seeds_of_equal_settings_share_a_row(cells):
     assert header == [*columns.split(", "), "Frechet distance", "recall"]
     iterations = f"{cells.profile_settings('quick', 'WGAN-GP').iterations:,}"
     falling, paid = "falling over the last 33%", [iterations, "1,000"]
-    assert rows[0][:2] == ["DCGAN", "quick"] and len(rows) == 4
+    assert rows[0][:2] == ["DCGAN", "quick"] and len(rows) == 5
     assert ["WGAN-GP", "quick", "1", f"0.002, {falling}", *paid, "2.5", "0, 1", "2.50 ± 0.71", "0.50 ± 0.00"] in rows
     assert ["WGAN-GP", "own", "1", f"0.001, {falling}", *paid, "2.0", "0", "9.00", "0.50"] in rows
-    assert rows[-1] == ["WGAN-GP", "long", "2", "0.002", "48,000", "1,000", "2.0", "0", "1.20", "0.50"]
+    assert rows[-2] == ["WGAN-GP", "letter", "5", "0.0001", "9,600", "1,000", "2.0", "0", "7.00", "0.50"]
+    assert rows[-1] == ["WGAN-GP", "long", "1", f"0.002, {falling}", "28,125", "1,000", "2.0", "0", "1.20", "0.50"]
 
 
 def test_without_any_run_the_table_is_a_header(cells):

@@ -138,7 +138,7 @@ def test_the_committed_run_is_whole(committed):
     assert not [c for c in code if c.metadata.keys() - {"tags"}]  # no timings
     assert committed.metadata.language_info.name == "python"
     text = printed(committed)
-    assert "Profile long on" in text and all(f"{method}.pt: 48,000 iterations, " in text for method in METHODS)
+    assert "Profile long on" in text and all(f"{method}.pt: 28,125 iterations, " in text for method in METHODS)
     taken_over = all(f"{method}: finished before" in text for method in METHODS)
     assert taken_over or "No GAN will be trained: TRAIN is False" in text
     assert "starting afresh" not in text and "no weights in" not in text and "not measured yet" not in text
