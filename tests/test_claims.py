@@ -319,3 +319,18 @@ def test_verdicts(cells):
     assert cells.verdict({"a": True, "b": True}) == "reproduced"
     assert cells.verdict({"a": True, "b": False}) == "partly"
     assert cells.verdict({"a": False, "b": False}) == "not reproduced"
+
+
+@pytest.mark.parametrize(("rising", "expected"), [(False, 1.0), (True, -1.0)])
+def test_correlation_in_parts_is_over_the_chosen_records(cells, rising, expected):
+    """Distances fall throughout; a loss that falls in the chosen records has correlation 1, whatever others do."""
+    at = np.arange(100.0)
+    chosen = at >= 60
+    negative = np.where(chosen, at if rising else -at, np.sin(at))
+    saved = {
+        "history": {"iteration": at.tolist(), "critic_loss_train": (-negative).tolist()},
+        "quality": {"iteration": [0.0, 10.0, 99.0], "Frechet distance": [50.0, 20.0, 1.0]},
+    }
+    assert cells.correlation_in_parts(saved, chosen) == pytest.approx(expected)
+    assert abs(cells.correlation_in_parts(saved, ~chosen)) < 0.9
+    assert np.isnan(cells.correlation_in_parts(saved, at >= 95))
