@@ -151,16 +151,18 @@ def test_a_folder_is_cropped_to_its_centre_and_split_for_good(cells, album, tmp_
 
 def test_images_that_come_or_go_leave_the_others_in_their_part(cells):
     """No training image becomes a held-out one, but for the one that keeps the held-out part at a fifth."""
-    paths = [f"/album/{i}.jpg" for i in range(500)]
+    names = [f"{i % 9}/{i}.jpg" for i in range(500)]
 
-    def parts(chosen):
-        return [set(cells.FolderImages(None, chosen, train).paths) for train in (True, False)]
+    def parts(chosen, folder="/album"):
+        read = [cells.FolderImages(None, Path(folder), chosen, train).paths for train in (True, False)]
+        return [{path.relative_to(folder) for path in paths} for paths in read]
 
-    train, test = parts(paths)
+    train, test = parts(names)
     assert (len(train), len(test)) == (400, 100) and not train & test
-    for some in (paths[:499], paths[1:], [*paths, "/album/new.jpg"], paths[::-1]):
+    for some in (names[:499], names[1:], [*names, "new.jpg"], names[::-1]):
         now_train, now_test = parts(some)
         assert len(train & now_test) + len(test & now_train) <= 1
+    assert parts(names, "/moved/elsewhere") == [train, test]
 
 
 def test_a_folder_of_grey_pictures_has_one_channel(cells, tmp_path):
@@ -200,16 +202,19 @@ def test_a_folder_without_images_is_refused(cells, tmp_path, where, said):
 
 
 def test_images_that_cannot_be_read_are_all_named_and_nothing_is_left(cells, album, tmp_path):
-    whole = (album / "0" / "10.png").read_bytes()
-    (album / "0" / "10.png").write_bytes(whole[: len(whole) // 2])
-    (album / "1" / "11.png").write_text("this is no picture")
-    with pytest.raises(ValueError) as failed:
-        cells.load_images(cells.choose_source(f"folder:{album}", 32), tmp_path, CPU)
-    assert all(said in str(failed.value) for said in ("2 images cannot be read", "10.png (", "11.png ("))
-    assert not [p for p in (tmp_path / "prepared").iterdir() if p.suffix == ".part"]
-    for name in ("0/10.png", "1/11.png"):
-        (album / name).unlink()
-    assert len(cells.load_images(cells.choose_source(f"folder:{album}", 32), tmp_path, CPU).train) == 63
+    source = cells.choose_source(f"folder:{album}", 32)
+    for part, places in (("train", (10, 20)), ("test", (3, 5))):
+        cut, no_picture = (source.reader(tmp_path, **getattr(source, part)).paths[i] for i in places)
+        whole = cut.read_bytes()
+        cut.write_bytes(whole[: len(whole) // 2])
+        no_picture.write_text("this is no picture")
+        with pytest.raises(ValueError) as failed:
+            cells.load_images(source, tmp_path, CPU)
+        assert all(said in str(failed.value) for said in ("2 images cannot be read", f"{cut} (", f"{no_picture} ("))
+        assert not [p for p in (tmp_path / "prepared").iterdir() if p.suffix == ".part"]
+        for path in (cut, no_picture):
+            path.write_bytes(whole)
+    assert len(cells.load_images(source, tmp_path, CPU).train) == 64
 
 
 def test_decoding_happens_once_for_the_same_files(cells, album, tmp_path, monkeypatch):
