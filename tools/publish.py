@@ -23,7 +23,7 @@ from pathlib import Path
 import nbformat
 import torch
 from notebook_cells import NOTEBOOK, code_digest
-from PIL import Image
+from PIL import Image, ImageOps
 from run import execute, literal, parameters_cell, set_parameters
 
 ROOT = NOTEBOOK.parent
@@ -114,8 +114,8 @@ def install_readme(figures, models, pictures, prefix):
         place = pictures / figure.name
         if not prefix:
             shutil.copy(figure, place)
-        elif f"({place.relative_to(ROOT)})" in text:  # photographs make large files: without transparency, packed well
-            Image.open(figure).convert("RGB").save(place, optimize=True)
+        elif f"({place.relative_to(ROOT)})" in text:  # photographs make large files: the last of 8 bits is mostly noise
+            ImageOps.posterize(Image.open(figure).convert("RGB"), 7).save(place, optimize=True)
 
 
 def install_notebook(folder, results, samples):
