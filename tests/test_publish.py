@@ -76,7 +76,7 @@ def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
     assert notebook.read_bytes() == before and (project / "images/samples.png").read_bytes() == b"clothes"
     assert readme.read_text().startswith(f"{places[0]}\n<!-- mnist results: begin -->\nnew results\n")
     assert [p.name for p in (project / "images/mnist").iterdir()] == ["samples.png"]
-    assert Image.open(project / "images/mnist/samples.png").getpixel((1, 0)) == (255, 0, 0)
+    assert Image.open(project / "images/mnist/samples.png").getpixel((1, 0)) == (254, 0, 0)  # without its last bit
     installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
     assert installed == {"DCGAN.pt", "results.md", "runs.md", "claims.md"}
     shortened = torch.load(project / "saved_models/published/mnist/DCGAN.pt")["strip"]
