@@ -69,7 +69,7 @@ class Usual:
             for i, layer in enumerate(layers):
                 if isinstance(layer, cells.LeakyReLU):
                     layers[i] = nn.LeakyReLU(0.2)
-                elif isinstance(layer, cells.ImageConv | cells.ImageConvTranspose):
+                elif isinstance(layer, cells.ImageConv | cells.ConvTranspose | cells.ImageConvTranspose):
                     layer.__class__ = type(layer).__base__  # the same weights in PyTorch's own layer
         betas = (float(settings.beta1), float(settings.beta2))
         self.optimizers = [

@@ -53,7 +53,7 @@ def test_the_way_from_4_to_7_equals_the_authors_crop(cells):
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
-def test_layers_at_the_image_equal_pytorchs(cells, channels, side):
+def test_our_own_layers_equal_pytorchs(cells, channels, side):
     """Values and gradients, the second one through the penalty's path included."""
     torch.manual_seed(0)
     for ours, plain, extra, x in (
@@ -61,6 +61,11 @@ def test_layers_at_the_image_equal_pytorchs(cells, channels, side):
         (
             cells.ImageConvTranspose(6, channels, 5, 2, 2, output_padding=1), nn.ConvTranspose2d,
             {"output_padding": 1}, torch.randn(3, 6, side // 2, side // 2),
+        ),
+        (cells.ConvTranspose(6, channels, 5, 2, 2), nn.ConvTranspose2d, {}, torch.randn(3, 6, 4, 4)),
+        (
+            cells.ConvTranspose(6, channels, 5, 2, 2, output_padding=1), nn.ConvTranspose2d,
+            {"output_padding": 1}, torch.randn(3, 6, 7, 7),
         ),
     ):  # fmt: skip
         theirs = plain(ours.in_channels, ours.out_channels, 5, 2, 2, **extra)
