@@ -7,12 +7,12 @@ a DataLoader with per-image transforms, float32, samples whose graph reaches int
 step, PyTorch's own layers, an optimiser with its defaults, critic weights that collect gradients in the generator's
 step, and a loss fetched after every step.
 
-How the columns are made. The two take turns, a critic step and a generator step each. Times are medians; the ratio is
-the median of the turns' ratios (with the lowest and the highest), for one generator iteration with five critic steps,
-drawing the data included. "Share" is the arithmetic of that iteration per second, divided by the rate that a product of
-two 2048 x 2048 matrices reaches in the same run and precision; the arithmetic is counted in the steps as they run, by
-PyTorch's own formulas: convolutions and matrix products, a multiply-add as two operations. Peak memory is that of a
-process of its own that does two iterations.
+How the columns are made. The two take turns of half a second, or of one critic step and one generator step if these
+take longer. Times are medians of the turns' means; the ratio is the median of the turns' ratios (with the lowest and
+the highest), for one generator iteration with five critic steps, drawing the data included. "Share" is the arithmetic
+of that iteration per second, divided by the rate that a product of two 2048 x 2048 matrices reaches in the same run and
+precision; the arithmetic is counted in the steps as they run, by PyTorch's own formulas: convolutions and matrix
+products, a multiply-add as two operations. Peak memory is that of a process of its own that does two iterations.
 """
 
 import argparse
@@ -140,14 +140,15 @@ def timed(device, work, *arguments):
     return time.perf_counter() - start, result
 
 
-def turn(loop, device):
-    """Seconds of {draw, critic step, generator step}."""
-    draw, real = timed(device, loop.draw)
-    return {
-        "draw": draw,
-        "critic": timed(device, loop.critic_step, real)[0],
-        "generator": timed(device, loop.generator_step)[0],
-    }
+def turn(loop, device, at_least=0.5):
+    """Mean seconds of {draw, critic step, generator step} over as many rounds as take `at_least` seconds, or one."""
+    start, rounds = time.perf_counter(), []
+    while not rounds or time.perf_counter() - start < at_least:
+        draw, real = timed(device, loop.draw)
+        critic, _ = timed(device, loop.critic_step, real)
+        generator, _ = timed(device, loop.generator_step)
+        rounds.append({"draw": draw, "critic": critic, "generator": generator})
+    return {kind: statistics.mean(seconds[kind] for seconds in rounds) for kind in rounds[0]}
 
 
 def iteration(seconds):
@@ -191,8 +192,12 @@ def flops(loop):
 def attainable(cells, device, precision, n=2048, repeats=5):
     """Floating-point operations per second of a matrix product in `precision`, the best of some."""
     a, b = torch.randn(2, n, n, device=device).unbind()
+    products = [partial(torch.mm, a, b)]
+    if device.type == "cpu" and precision == "float32" and torch.backends.mkldnn.is_available():
+        # torch.mm is MKL's, not at its best on every processor; oneDNN, which has the convolutions, has a product too
+        products.append(partial(nn.functional.linear, a.to_mkldnn(), b.to_mkldnn()))
     with torch.no_grad(), cells.autocast(device, precision):
-        return max(2 * n**3 / timed(device, torch.mm, a, b)[0] for _ in range(repeats))
+        return max(2 * n**3 / timed(device, product)[0] for product in products for _ in range(repeats))
 
 
 def resident_peak():
@@ -218,7 +223,7 @@ def measure_memory(cells, kind, width, batch, pixels, precision):
     usual = kind == "usual"
     loop = (Usual if usual else Ours)(cells, settings, images, cells.device, *([] if usual else [precision]))
     for _ in range(2):
-        turn(loop, cells.device)
+        turn(loop, cells.device, 0)
     print((torch.cuda.max_memory_allocated() if cells.device.type == "cuda" else resident_peak()) / 1e6)
 
 
