@@ -2,12 +2,12 @@
 
     python benchmarks/quick_settings.py [--core-seconds 300] [--workers 2]
 
-Each candidate trains from scratch, with seed 0 unless it names another, in a process of one thread, until that has used
-so much processor time. Its averaged generator then draws 10,000 images, whose Frechet distance to 10,000 TRAINING images
-is taken in the features of one classifier: the test images stay unseen by this choice. A learning rate that decays
-reaches 0 when the time is up, or a moment later. Results are kept in quick_settings.json; a candidate that is there
-already, by the same classifier and under the same conditions, is not trained again. One that diverges is left out. The
-table goes into README.md beside it.
+Each candidate trains from scratch, with seed 0 unless it names another, in a process of one thread, until that has
+used so much processor time. Its averaged generator then draws 10,000 images, whose Frechet distance to 10,000 TRAINING
+images is taken in the features of one classifier: the test images stay unseen by this choice. A learning rate that
+decays reaches 0 when the time is up, or a moment later. Results are kept in quick_settings.json; a candidate that is
+there already, by the same classifier and under the same conditions, is not trained again. One that diverges is left
+out. The table goes into README.md beside it.
 """
 
 import argparse
