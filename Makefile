@@ -50,7 +50,7 @@ publish: $(READY)
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/training_speed.py
 
-# The comparison that chose the settings of the quick profile (about half an hour on 2 cores).
+# The comparison that chose the settings of the quick profile (about 50 minutes on 2 cores).
 search: $(READY)
 	$(VENV)/bin/python benchmarks/quick_settings.py
 
