@@ -7,15 +7,21 @@ a DataLoader with per-image transforms, float32, samples whose graph reaches int
 step, PyTorch's own layers, an optimiser with its defaults, critic weights that collect gradients in the generator's
 step, and a loss fetched after every step.
 
-How the columns are made. The two take turns of half a second, or of one critic step and one generator step if these
-take longer. Times are medians of the turns' means; the ratio is the median of the turns' ratios (with the lowest and
-the highest), for one generator iteration with five critic steps, drawing the data included. "Share" is the arithmetic
-of that iteration per second, divided by the rate that a product of two 2048 x 2048 matrices reaches in the same run and
-precision; the arithmetic is counted in the steps as they run, by PyTorch's own formulas: convolutions and matrix
-products, a multiply-add as two operations. Peak memory is that of a process of its own that does two iterations.
+How the columns are made. The two take turns of half a second (a fifth on a GPU), or of one critic step and one
+generator step if these take longer. Times are medians of the turns' means; the ratio is the median of the turns' ratios
+(with the lowest and the highest), for one generator iteration with five critic steps, drawing the data included.
+"Share" is the arithmetic of that iteration per second, divided by the rate that a product of two 2048 x 2048 matrices
+reaches in the same run and precision; the arithmetic is counted in the steps as they run, by PyTorch's own formulas:
+convolutions and matrix products, a multiply-add as two operations. Peak memory is that of a process of its own that
+does two iterations.
+
+On a CUDA device the steps are timed one by one as elsewhere, each until the device has finished, but the notebook's
+iteration is timed as it is trained: fifty of them in a row, replayed from a graph. The columns from "iterations/s" on
+are about these. The product is one of 8192 x 8192, and peak memory what PyTorch allocated there in five iterations.
 """
 
 import argparse
+import gc
 import os
 import re
 import statistics
@@ -41,6 +47,8 @@ from torchvision import transforms  # noqa: E402
 
 SHAPES = {28: (1, 28, 28), 32: (3, 32, 32)}
 N_CRITIC = 5
+TURN = (0.5, 0.2)  # seconds that each of two loops has before it is the other's turn, on a CPU and on a GPU
+PRODUCT = (2048, 8192)  # rows of the matrices whose product is what a CPU, and a GPU, can reach
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -131,17 +139,25 @@ class Ours:
         return loss
 
 
+def make_loop(cells, kind, settings, images):
+    """The loop of `kind`, "usual" or "ours"."""
+    if kind == "usual":
+        return Usual(cells, settings, images, cells.device)
+    return Ours(cells, settings, images, cells.device, cells.precision)
+
+
 def timed(device, work, *arguments):
     """(seconds on the clock until the device has finished, what work(*arguments) returned)."""
     start = time.perf_counter()
     result = work(*arguments)
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().synchronize()
     return time.perf_counter() - start, result
 
 
-def turn(loop, device, at_least=0.5):
+def turn(loop, device, at_least=None):
     """Mean seconds of {draw, critic step, generator step} over as many rounds as take `at_least` seconds, or one."""
+    at_least = TURN[device.type == "cuda"] if at_least is None else at_least
     start, rounds = time.perf_counter(), []
     while not rounds or time.perf_counter() - start < at_least:
         draw, real = timed(device, loop.draw)
@@ -156,15 +172,9 @@ def iteration(seconds):
     return N_CRITIC * (seconds["draw"] + seconds["critic"]) + seconds["generator"]
 
 
-def graphed_iteration(cells, settings, images, device, precision, repeats=50):
-    """Seconds of an iteration replayed from a CUDA graph."""
-    networks = cells.build_networks(settings, images.shape[1:], device)
-    run = cells.new_run(settings, networks, device, precision)
-    with cells.own_stream(device):
-        steps = cells.iterations(run, images.to(device), cells.captured)
-        for _ in range(5):
-            next(steps)
-        return timed(device, lambda: [next(steps) for _ in range(repeats)])[0] / repeats
+def whole_turn(steps, device, repeats):
+    """Mean seconds of a generator iteration over as many of `steps`, which come from a graph on CUDA."""
+    return timed(device, lambda: [next(steps) for _ in range(repeats)])[0] / repeats
 
 
 class Flops(TorchDispatchMode):
@@ -189,8 +199,9 @@ def flops(loop):
     return sum(counts)
 
 
-def attainable(cells, device, precision, n=2048, repeats=5):
+def attainable(cells, device, precision, repeats=5):
     """Floating-point operations per second of a matrix product in `precision`, the best of some."""
+    n = PRODUCT[device.type == "cuda"]
     a, b = torch.randn(2, n, n, device=device).unbind()
     products = [partial(torch.mm, a, b)]
     if device.type == "cpu" and precision == "float32" and torch.backends.mkldnn.is_available():
@@ -206,9 +217,11 @@ def resident_peak():
     return 1024 * int(line.split()[1])
 
 
-def peak_memory(kind, width, batch, pixels, precision):
-    """Peak resident memory, MB, of a process that does two iterations (on a GPU: what PyTorch allocated there)."""
-    command = [sys.executable, __file__, "--memory-of", kind, str(width), str(batch), str(pixels), precision]
+def peak_memory(cells, kind, *size):
+    """Peak memory, MB, of two iterations in a process of their own, on a GPU of five in this one."""
+    if cells.device.type == "cuda":
+        return memory_here(cells, kind, *size)
+    command = [sys.executable, __file__, "--memory-of", kind, *map(str, size), "--precision", cells.precision]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -218,36 +231,49 @@ def prepare(cells, width, batch, pixels):
     return settings, torch.randint(256, (max(2 * batch, 256), *SHAPES[pixels]), dtype=torch.uint8)
 
 
-def measure_memory(cells, kind, width, batch, pixels, precision):
-    settings, images = prepare(cells, int(width), int(batch), int(pixels))
-    usual = kind == "usual"
-    loop = (Usual if usual else Ours)(cells, settings, images, cells.device, *([] if usual else [precision]))
-    for _ in range(2):
-        turn(loop, cells.device, 0)
-    print((torch.cuda.max_memory_allocated() if cells.device.type == "cuda" else resident_peak()) / 1e6)
+def memory_here(cells, kind, *size):
+    """Peak memory, MB, of a few iterations in this process: resident, or on a GPU allocated there by PyTorch."""
+    settings, images = prepare(cells, *size)
+    if cells.device.type != "cuda":
+        loop = make_loop(cells, kind, settings, images)
+        for _ in range(2):
+            turn(loop, cells.device, 0)
+        return resident_peak() / 1e6
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loop = make_loop(cells, kind, settings, images)
+    if kind == "usual":
+        for _ in range(5):
+            turn(loop, cells.device, 0)
+    else:
+        with cells.iterating(loop.run, loop.images) as steps:
+            whole_turn(steps, cells.device, 5)
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def row(cells, width, batch, pixels, precision, alternations):
+def row(cells, width, batch, pixels, alternations):
     """One line of the table."""
     device = cells.device
+    memory = [peak_memory(cells, kind, width, batch, pixels) for kind in ("usual", "ours")]
     settings, images = prepare(cells, width, batch, pixels)
-    loops = {"usual": Usual(cells, settings, images, device), "ours": Ours(cells, settings, images, device, precision)}
+    loops = {kind: make_loop(cells, kind, settings, images) for kind in ("usual", "ours")}
     for loop in loops.values():
         turn(loop, device)
-    turns, rates = {kind: [] for kind in loops}, []
-    for _ in range(alternations):
-        rates.append(attainable(cells, device, precision))
-        for kind, loop in loops.items():
-            turns[kind].append(turn(loop, device))
+    turns, rates, whole = {kind: [] for kind in loops}, [], []
+    replica = make_loop(cells, "ours", settings, images)
+    with cells.iterating(replica.run, replica.images) as steps:
+        if device.type == "cuda":
+            whole_turn(steps, device, 10)
+        for _ in range(alternations):
+            rates.append(attainable(cells, device, cells.precision))
+            for kind, loop in loops.items():
+                turns[kind].append(turn(loop, device))
+            whole.append(whole_turn(steps, device, 50) if device.type == "cuda" else iteration(turns["ours"][-1]))
     usual, ours = ({k: statistics.median(t[k] for t in ts) for k in ts[0]} for ts in turns.values())
-    if device.type == "cuda":
-        graphed = [graphed_iteration(cells, settings, images, device, precision) for _ in range(alternations)]
-    else:
-        graphed = [iteration(t) for t in turns["ours"]]
-    ratios = [iteration(u) / g for u, g in zip(turns["usual"], graphed, strict=True)]
-    whole = statistics.median(graphed)
+    ratios = [iteration(u) / w for u, w in zip(turns["usual"], whole, strict=True)]
+    whole = statistics.median(whole)
     share = flops(loops["ours"]) / whole / statistics.median(rates)
-    memory = [peak_memory(kind, width, batch, pixels, precision) for kind in loops]
     return [
         pixels, batch, width,
         *(f"{1000 * usual[k]:.1f} / {1000 * ours[k]:.1f}" for k in ("draw", "critic", "generator")),
@@ -274,16 +300,17 @@ def evaluation(cells):
     return [*lines, f"10,000 samples, drawn and scored by every metric: {timed(cells.device, evaluate)[0]:.1f} s"]
 
 
-def side_by_side(cells, alternations, iterations=20):
-    """How much faster the three trainings of `quick` are side by side than one after the other with all threads."""
-    images, device = torch.randint(256, (256, 1, 28, 28), dtype=torch.uint8), cells.device
-    settings = [cells.profile_settings("quick", method) for method in cells.PAPER]
+def side_by_side(cells, alternations, iterations=None):
+    """How much faster the three trainings of a profile are side by side than one after the other with all threads."""
+    images, device = torch.randint(256, (256, 1, 28, 28), dtype=torch.uint8).to(cells.device), cells.device
+    profile, usual = ("standard", 600) if device.type == "cuda" else ("quick", 20)
+    settings = [cells.profile_settings(profile, method) for method in cells.PAPER]
     networks = [cells.build_networks(chosen, images.shape[1:], device) for chosen in settings]
     runs = [cells.new_run(s, n, device, cells.precision) for s, n in zip(settings, networks, strict=True)]
 
     def work(run):
-        for _ in range(iterations):
-            cells.iterate(run, images)
+        with cells.iterating(run, images) as steps:
+            whole_turn(steps, device, iterations or usual)
 
     jobs = {run.settings.method: partial(work, run) for run in runs[::-1]}
     at_once, ratios = cells.at_once(len(runs), device), []
@@ -291,7 +318,8 @@ def side_by_side(cells, alternations, iterations=20):
         one, several = (timed(device, cells.side_by_side, jobs, n)[0] for n in (1, at_once))
         ratios.append(one / several)
     ratio, low, high = (f(ratios[1:]) for f in (statistics.median, min, max))
-    return f"quick's three methods, {at_once} at a time: {ratio:.2f} ({low:.2f} to {high:.2f}) times as fast as in turn"
+    found = f"{ratio:.2f} ({low:.2f} to {high:.2f}) times as fast as in turn"
+    return f"{profile}'s three methods, {at_once} at a time: {found}"
 
 
 def main():
@@ -304,23 +332,24 @@ def main():
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--no-table", action="store_true", help="leave benchmarks/README.md alone")
     parser.add_argument("--no-evaluation", action="store_true", help="leave out classifier, scores, side by side")
-    parser.add_argument("--memory-of", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as unused:
         folders = {"DATA_DIR": chosen.data_dir, "MODELS_DIR": unused, "IMAGES_DIR": unused}
         cells = load_cells(PROFILE="quick", PRECISION=chosen.precision, **folders)
         if chosen.memory_of:
-            measure_memory(cells, *chosen.memory_of)
+            kind, *size = chosen.memory_of
+            print(memory_here(cells, kind, *map(int, size)))
             return
         rows = []
         for pixels in chosen.pixels:
             for batch in chosen.batches:
                 for width in chosen.widths:
-                    rows.append(row(cells, width, batch, pixels, cells.precision, chosen.alternations))
+                    rows.append(row(cells, width, batch, pixels, chosen.alternations))
                     print(rows[-1], flush=True)
         lines = [] if chosen.no_evaluation else evaluation(cells)
-        if lines and cells.device.type == "cpu":
-            lines.append(side_by_side(cells, chosen.alternations))
+        if lines and cells.device.type != "mps":
+            lines.append(side_by_side(cells, 2 if cells.device.type == "cuda" else chosen.alternations))
     header = ["pixels", "batch", "width", "draw, ms", "critic step, ms", "generator step, ms", "iterations/s",
               "images/s", "times as fast", "share", "peak memory, MB"]  # fmt: skip
     note = (
@@ -333,7 +362,8 @@ def main():
     print(table)
     if not chosen.no_table:
         readme = HERE / "README.md"
-        begin, end = (f"<!-- speed {cells.precision}: {place} -->" for place in ("begin", "end"))
+        where = "" if cells.device.type == "cpu" else f"{cells.device.type} "
+        begin, end = (f"<!-- speed {where}{cells.precision}: {place} -->" for place in ("begin", "end"))
         block = f"{begin}\n{table}\n{end}"
         readme.write_text(re.sub(f"{begin}.*{end}", lambda _: block, readme.read_text(), flags=re.DOTALL))
 

@@ -106,7 +106,7 @@ def test_noisy_data_is_the_data_plus_unit_noise(cells):
 @pytest.mark.parametrize("method", ["WGAN", "WGAN-GP"])
 def test_fitting_a_critic_leaves_the_generator_alone(cells, method):
     run = cells.fit_critic(method, cells.swiss_roll, seed=0, width=8, steps=3, learning_rate=1e-3)
-    assert run.generator.scale.item() == 1 and run.iteration == 0
+    assert run.generator.scale.item() == 1 and run.iteration == 3
     if method == "WGAN":
         assert max(w.abs().max() for w in run.critic.parameters()) <= run.settings.clip
     again = cells.fit_critic(method, cells.swiss_roll, seed=0, width=8, steps=3, learning_rate=1e-3)

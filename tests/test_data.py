@@ -271,15 +271,6 @@ def test_what_does_not_fit_on_the_gpu_stays_where_it_is(cells, monkeypatch):
     assert cells.place(images, labels, torch.device("cuda"))[0] is images  # no byte moved
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_batches_from_host_memory_arrive_on_the_gpu(cells, tiny, run):
-    r = run("WGAN")
-    r.rng = torch.Generator("cuda").manual_seed(0)
-    x = r.draw(tiny.train, 32)
-    expected = cells.draw_real(tiny.train, 32, torch.Generator().manual_seed(r.settings.seed))
-    assert x.device.type == "cuda" and x.cpu().equal(expected)
-
-
 def test_pixels_survive_the_way_to_float_and_back(cells):
     every = torch.arange(256, dtype=torch.uint8)
     assert cells.to_float(every).aminmax() == (-1, 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import DATA_DIR
+from conftest import DATA_DIR, METHODS
 from notebook_cells import NOTEBOOK
 from run import set_parameters
 
@@ -23,7 +23,6 @@ if not CHROMIUM:
 browsers = pytest.importorskip("playwright.sync_api", reason=WHY)
 browsers.expect.set_options(timeout=60_000)
 expect = browsers.expect
-METHODS = ("DCGAN", "WGAN", "WGAN-GP")
 LAB_SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page, on screen or not
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},

@@ -9,11 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from conftest import DATA_DIR, ROOT
+from conftest import DATA_DIR, METHODS, ROOT
 from notebook_cells import NOTEBOOK, code_digest
 from run import execute, set_parameters
 
-METHODS = ("DCGAN", "WGAN", "WGAN-GP")
 PUBLISHED = ROOT / "saved_models" / "published"
 OTHERS = sorted(folder.name for folder in PUBLISHED.iterdir() if folder.name != "fashion-mnist")
 

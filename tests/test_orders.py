@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import replicas
 import torch
+from conftest import METHODS
 from jupyter_client.manager import start_new_kernel
 from notebook_cells import NOTEBOOK
 from run import set_parameters
 
-METHODS = ("DCGAN", "WGAN", "WGAN-GP")
 LONGER = """
 longer = {"iterations": 300, "record_every": 100, "film_every": 100}
 settings = {method: replace(chosen, **longer) for method, chosen in settings.items()}
