@@ -11,6 +11,7 @@ import torch
 from conftest import DATA_DIR, ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import standard_settings
 import training_speed
 
 CPU = torch.device("cpu")
@@ -88,6 +89,20 @@ def test_quick_settings_runs(tmp_path):
     assert table.count("| WGAN |") == 1 and "DCGAN" not in table and "2 seconds of one core each" in table
     (kept,) = json.loads((tmp_path / "quick_settings.json").read_text())
     assert kept["iterations"] > 10 and kept["frechet_distance"] > 1
+
+
+def test_standard_settings_runs(tmp_path, monkeypatch):
+    """Two small candidates for three iterations; the table goes into the README beside it."""
+    shutil.copy(ROOT / "benchmarks/README.md", tmp_path)
+    small = {"width": 8, "batch_size": 16}
+    monkeypatch.setattr(standard_settings, "HERE", tmp_path)
+    monkeypatch.setattr(standard_settings, "CANDIDATES", [("WGAN-GP", small | {"n_critic": 1}), ("DCGAN", small)])
+    options = ["--iterations", "3", "--classifier-images", "2560", "--data-dir", str(DATA_DIR)]
+    monkeypatch.setattr(sys, "argv", ["standard_settings.py", *options])
+    standard_settings.main()
+    table = (tmp_path / "README.md").read_text().split("<!-- standard: begin -->")[1].split("<!-- standard: end -->")[0]
+    assert "| WGAN-GP | width 8, linear_decay 0.333, n_critic 1 | 3 |" in table and table.count("| DCGAN |") == 1
+    assert "3 generator iterations" in table and "| WGAN |" not in table
 
 
 def test_side_by_side_is_measured(cells):

@@ -23,7 +23,9 @@ def project(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, root / name)
 
     def leave_results(notebook, folder):
-        run = "mnist-quick-seed0" if "DATASET = 'mnist'" in parameters_cell(notebook).source else SHOWN
+        given = parameters_cell(notebook).source
+        run = "mnist-quick-seed0" if "DATASET = 'mnist'" in given else SHOWN
+        run = "fashion-mnist-standard-seed0" if "PROFILE = 'standard'" in given else run
         models, figures = (folder / place / run for place in ("saved_models", "images"))
         models.mkdir(parents=True, exist_ok=True)
         figures.mkdir(parents=True)
@@ -92,6 +94,23 @@ def test_tables_without_weights(project, tmp_path):
     publish.install(tmp_path / "folder", tables_only=True)
     installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
     assert installed == {"results.md", "runs.md", "claims.md"}
+
+
+def test_another_profile_has_its_tables_beside_the_committed_run(project, tmp_path):
+    readme, published = project / "README.md", project / "saved_models/published/fashion-mnist"
+    readme.write_text("<!-- standard results: begin --><!-- standard results: end -->![a](images/standard/samples.png)")
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file() and p != readme}
+    trained = tmp_path / "fashion-mnist-standard-seed0"
+    (trained / "few_images").mkdir(parents=True)
+    for name in ("DCGAN.pt", "few_images/WGAN.pt"):
+        (trained / name).write_bytes(b"weights")
+    (tmp_path / "folder").mkdir()
+    publish.make(tmp_path / "folder", {"PROFILE": "standard"}, trained, [])
+    publish.install(tmp_path / "folder", tables_only=True)
+    assert {p.name for p in (published / "standard").iterdir()} == {"results.md", "runs.md", "claims.md"}
+    assert [p.name for p in (project / "images/standard").iterdir()] == ["samples.png"]
+    assert readme.read_text().startswith("<!-- standard results: begin -->\nnew results\n")
+    assert before.items() <= {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}.items()
 
 
 def test_the_committed_run_has_its_weights(project, tmp_path):

@@ -5,13 +5,14 @@
     python tools/publish.py ... --trained DIR       takes the trainings over that are in DIR, a run's own folder
     python tools/publish.py ... --beside DIR...     shows the scores of other runs beside it
     python tools/publish.py --from DIR              installs an execution that an earlier call left in DIR
-    python tools/publish.py ... --tables            installs tables and figures, no weights (not for Fashion-MNIST)
+    python tools/publish.py ... --tables            installs tables and figures, no weights (not for the committed run)
 
 Installed are a run's weights, results and tables in saved_models/published/DATASET/. Those of Fashion-MNIST bring the
 executed notebook (cleaned), all figures in images/, the table of scores in the README and the notebook's opening cell,
 and the tables of all runs and of the claims in the README; those of other data sets what the README shows of their
 tables and, in images/DATASET/, of their figures. To keep the repository small, these have the weights of section 7
-alone, with films that keep the judged stages only.
+alone, with films that keep the judged stages only. With --tables a run of another profile on Fashion-MNIST is installed
+in the same way as another data set, with the profile's name in place of the data set's.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from PIL import Image, ImageOps
 from run import execute, literal, parameters_cell, set_parameters
 
 ROOT = NOTEBOOK.parent
-SHOWN = "fashion-mnist"  # the data set of the committed notebook
+SHOWN, COMMITTED = "fashion-mnist", "long"  # data set and profile of the committed notebook
 EXPERIMENTS = ("value_surfaces.pt", "layer_gradients.pt", "rmsprop", "few_images")  # what section 9 adds to a run
 
 
@@ -71,28 +72,35 @@ def install(folder, tables_only=False):
     """Put the execution in `folder` in the places that are committed."""
     (figures,) = (folder / "images").iterdir()
     models = folder / "saved_models" / figures.name
-    dataset = figures.name.rsplit("-", 2)[0]
+    dataset, profile, _ = figures.name.rsplit("-", 2)
     published = ROOT / "saved_models" / "published" / dataset
+    beside = "" if dataset == SHOWN else dataset  # what else is shown, beside the committed run
     if tables_only and dataset == SHOWN:
-        raise ValueError(f"--tables is for other data sets than {SHOWN}: the notebook's own run needs its weights")
-    shutil.rmtree(published / "scores", ignore_errors=True)
-    left_out = ("*.checkpoint.*", "scores") + (EXPERIMENTS if dataset != SHOWN else ()) + ("*.pt",) * tables_only
+        if profile == COMMITTED:
+            raise ValueError(
+                f"--tables is for other data sets than {SHOWN}, or other profiles than {COMMITTED}: the notebook's own "
+                "run needs its weights"
+            )
+        beside, published = profile, published / profile
+    else:
+        shutil.rmtree(published / "scores", ignore_errors=True)
+        for scores in (folder / "saved_models").glob(f"{dataset}-*-seed*/scores"):
+            shutil.copytree(scores, published / "scores" / scores.parent.name)
+    left_out = ("*.checkpoint.*", "scores") + (EXPERIMENTS if beside else ()) + ("*.pt",) * tables_only
     shutil.copytree(models, published, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
-    for scores in (folder / "saved_models").glob(f"{dataset}-*-seed*/scores"):
-        shutil.copytree(scores, published / "scores" / scores.parent.name)
-    if dataset != SHOWN:
+    if beside:
         for path in published.glob("*.pt"):
             shorten_film(path)
-    pictures = ROOT / "images" / ("" if dataset == SHOWN else dataset)
-    install_readme(figures, models, pictures, "" if dataset == SHOWN else f"{dataset} ")
-    if dataset == SHOWN:
+    pictures = ROOT / "images" / beside
+    install_readme(figures, models, pictures, f"{beside} " if beside else "")
+    if not beside:
         install_notebook(folder, (models / "results.md").read_text(), (figures / "samples.png").read_bytes())
     print(f"Installed {folder}: {published.relative_to(ROOT)}, README.md, {pictures.relative_to(ROOT)}")
 
 
 def shorten_film(path):
     """Leave in the weights file `path` the frames at the judged stages only: its film can be most of its size."""
-    saved = torch.load(path)
+    saved = torch.load(path, map_location="cpu")
     if "strip" in saved:
         judged = {0, *saved["quality"]["iteration"]}
         saved["strip"] = {at: frame for at, frame in saved["strip"].items() if at in judged}
