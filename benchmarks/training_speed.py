@@ -74,10 +74,8 @@ class Usual:
         networks = cells.build_networks(settings, images.shape[1:], device)
         self.generator, self.critic = (net.to(memory_format=torch.contiguous_format) for net in networks)
         for layers in (self.generator.layers, self.critic.layers):
-            for i, layer in enumerate(layers):
-                if isinstance(layer, cells.LeakyReLU):
-                    layers[i] = nn.LeakyReLU(0.2)
-                elif isinstance(layer, cells.ImageConv | cells.ConvTranspose | cells.ImageConvTranspose):
+            for layer in layers:
+                if isinstance(layer, cells.ImageConv | cells.ConvTranspose | cells.ImageConvTranspose):
                     layer.__class__ = type(layer).__base__  # the same weights in PyTorch's own layer
         betas = (float(settings.beta1), float(settings.beta2))
         self.optimizers = [

@@ -44,15 +44,20 @@ def test_the_notebooks_gradients_equal_the_usual_loops(cells, monkeypatch, pixel
         assert (a - b).norm() <= 1e-5 * a.norm() > 0
 
 
-def test_the_penalty_carries_no_zeros_through_the_critic(cells):
-    """What LeakyReLU is written for: a critic step takes a sixteenth less arithmetic than with nn.LeakyReLU."""
+def automatic(critic, x_hat):
+    """gradient_norms as automatic differentiation gives them."""
+    x_hat = x_hat.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(x_hat).sum(), x_hat, create_graph=True)
+    return gradient.flatten(1).norm(dim=1)
+
+
+def test_the_gradient_that_is_written_out_saves_arithmetic(cells, monkeypatch):
+    """A critic step takes a sixteenth less than with automatic second derivatives, which carry zeros of leaky ReLUs."""
     settings, images = training_speed.prepare(cells, 16, 32, 32)
     ours = training_speed.Ours(cells, settings, images, CPU, "float32")
     counts = []
-    for layer in (cells.LeakyReLU, lambda: torch.nn.LeakyReLU(0.2)):
-        for i, old in enumerate(ours.run.critic.layers):
-            if isinstance(old, cells.LeakyReLU):
-                ours.run.critic.layers[i] = layer()
+    for norms in (cells.gradient_norms, automatic):
+        monkeypatch.setattr(cells, "gradient_norms", norms)
         with training_speed.Flops() as counter:
             ours.critic_step(ours.draw())
         counts.append(counter.total)

@@ -124,6 +124,30 @@ def test_float32_agrees_with_float64(cells):
     assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-5
 
 
+@pytest.mark.parametrize(("shape", "smallest_map"), [((1, 28, 28), 4), ((3, 32, 32), 4), ((3, 28, 28), 7)])
+def test_the_gradient_that_is_written_out_is_the_automatic_one(cells, shape, smallest_map):
+    """Of each image, and of their norms with respect to every weight; in float64, where no rounding hides a mistake."""
+    settings = cells.profile_settings("smoke", "WGAN-GP", smallest_map=smallest_map)
+    critic = cells.build_networks(settings, shape, "cpu")[1].double()
+    critic.forward = lambda x: critic.head(critic.layers(x)).squeeze(1)  # the class casts scores to float32
+    x = torch.rand(5, *shape, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    written = critic.gradient(x)
+    assert torch.allclose(written, expected, rtol=1e-10, atol=1e-14) and expected.abs().max() > 0
+    weights = [p for p in critic.parameters() if p.dim() > 1]
+    gradients = [torch.autograd.grad(g.flatten(1).norm(dim=1).sum(), weights) for g in (written, expected)]
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-14) for a, b in zip(*gradients, strict=True))
+
+
+def test_with_batch_normalisation_the_gradient_is_automatic(cells):
+    """Where images of a batch depend on each other, what is written out would be wrong."""
+    _, critic = cells.build_networks(cells.profile_settings("smoke", "WGAN"), (1, 28, 28), "cpu")
+    x = torch.rand(5, 1, 28, 28, requires_grad=True)
+    (expected,) = torch.autograd.grad(critic(x).sum(), x)
+    assert torch.allclose(cells.gradient_norms(critic, x), expected.flatten(1).norm(dim=1))
+    assert not torch.allclose(critic.gradient(x), expected, rtol=0.1)
+
+
 def test_zero_gradient_is_finite(cells):
     critic = smooth_critic(torch.float32)
     nn.init.zeros_(critic[3].weight)  # D is constant: its gradient is exactly 0
