@@ -99,6 +99,7 @@ def test_tables_without_weights(project, tmp_path):
 def test_another_profile_has_its_tables_beside_the_committed_run(project, tmp_path):
     readme, published = project / "README.md", project / "saved_models/published/fashion-mnist"
     readme.write_text("<!-- standard results: begin --><!-- standard results: end -->![a](images/standard/samples.png)")
+    shutil.rmtree(published / "standard")
     before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file() and p != readme}
     trained = tmp_path / "fashion-mnist-standard-seed0"
     (trained / "few_images").mkdir(parents=True)
