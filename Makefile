@@ -37,7 +37,7 @@ lab: $(READY)
 	$(VENV)/bin/jupyter lab wgan_gp.ipynb
 
 # Run the notebook alone in a fresh folder, then put its outputs, figures, weights and tables in the places that are
-# committed: with the finished trainings of the long profile (or of DATASET and PROFILE, if given) if they are in
+# committed: with the finished trainings of the long profile (or of another DATASET and its PROFILE) if they are in
 # saved_models/, else with the published weights, evaluated anew; beside them the scores of the other runs that are there.
 given = $(if $(findstring command,$(origin $1)),$($1))
 RUN := $(or $(call given,DATASET),fashion-mnist)-$(or $(call given,PROFILE),long)-seed$(or $(call given,SEED),0)

@@ -347,7 +347,7 @@ def main():
                     print(rows[-1], flush=True)
         lines = [] if chosen.no_evaluation else evaluation(cells)
         if lines and cells.device.type != "mps":
-            lines.append(side_by_side(cells, 2 if cells.device.type == "cuda" else chosen.alternations))
+            lines.append(side_by_side(cells, chosen.alternations))
     header = ["pixels", "batch", "width", "draw, ms", "critic step, ms", "generator step, ms", "iterations/s",
               "images/s", "times as fast", "share", "peak memory, MB"]  # fmt: skip
     note = (

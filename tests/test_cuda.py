@@ -13,6 +13,9 @@ from run import execute, set_parameters
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 CUDA = torch.device("cuda")
+NATIVE = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+EMULATED = pytest.mark.skipif(not NATIVE, reason="this GPU has no bfloat16")
+PRECISIONS = ["float32", pytest.param("bfloat16", marks=EMULATED)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +40,7 @@ def flat(network):
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("method", "changes"), [*((m, {}) for m in METHODS), ("WGAN-GP", {"optimizer": "rmsprop", "learning_rate": 1e-3})]
 )
@@ -57,7 +60,7 @@ def test_the_graph_computes_what_the_steps_compute(cells, there, precision, meth
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_on_cuda(cells, there, tmp_path, method, precision):
     trained = train_one(cells, cells.profile_settings("smoke", method), there, tmp_path, CUDA, precision)
     assert trained.iteration == 12 and next(trained.generator.parameters()).is_cuda
@@ -157,7 +160,7 @@ def test_scores_are_those_of_the_cpu(cells, fashion_mnist):
     assert first == pytest.approx(second, rel=0.02)
 
 
-def test_the_whole_notebook_runs_on_cuda(tmp_path):
+def test_the_whole_notebook_runs_on_cuda(tmp_path, fashion_mnist):  # which are in DATA_DIR then
     notebook = nbformat.read(NOTEBOOK, 4)
     (tmp_path / "data").symlink_to(DATA_DIR.resolve())
     set_parameters(notebook, {"PROFILE": "smoke", "DEVICE": "cuda", "EVALUATION_SEED": 0})

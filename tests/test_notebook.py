@@ -95,6 +95,8 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
     for name in ("value_surfaces.pt", "layer_gradients.pt", "few_images/WGAN-GP.pt", "rmsprop/WGAN-GP.pt"):
         assert f"saved_models/published/fashion-mnist/{name}" in text  # the claims say what they are drawn from
     assert all(path.read_bytes() == content for path, content in before.items())
+    runs = tmp_path / "saved_models" / "fashion-mnist-smoke-seed0"  # of another profile: its scores are not this run's
+    assert (runs / "results.md").exists() and not (runs / "scores").exists()
 
 
 def test_runs_of_other_seeds_are_shown_beside(smoke):

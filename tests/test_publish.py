@@ -114,6 +114,14 @@ def test_another_profile_has_its_tables_beside_the_committed_run(project, tmp_pa
     assert before.items() <= {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}.items()
 
 
+def test_another_profile_does_not_replace_the_committed_run(project, tmp_path):
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    publish.make(tmp_path, {"PROFILE": "standard"}, None, [])
+    with pytest.raises(ValueError, match="holds a run of standard; allowed: long"):
+        publish.install(tmp_path)
+    assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
+
+
 def test_the_committed_run_has_its_weights(project, tmp_path):
     """New tables above old weights would be another run's."""
     before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}

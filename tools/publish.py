@@ -82,6 +82,8 @@ def install(folder, tables_only=False):
                 "run needs its weights"
             )
         beside, published = profile, published / profile
+    elif dataset == SHOWN and profile != COMMITTED:
+        raise ValueError(f"{folder} holds a run of {profile}; allowed: {COMMITTED}, as COMMITTED says, or --tables")
     else:
         shutil.rmtree(published / "scores", ignore_errors=True)
         for scores in (folder / "saved_models").glob(f"{dataset}-*-seed*/scores"):
