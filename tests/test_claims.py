@@ -335,3 +335,37 @@ def test_correlation_in_parts_is_over_the_chosen_records(cells, rising, expected
     assert cells.correlation_in_parts(saved, chosen) == pytest.approx(expected)
     assert abs(cells.correlation_in_parts(saved, ~chosen)) < 0.9
     assert np.isnan(cells.correlation_in_parts(saved, at >= 95))
+
+
+@pytest.mark.parametrize(
+    "name", ["baseline", "G: no norm, constant width", "G: perceptron", "no norm", "gated", "tanh"]
+)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_varied_architectures(cells, name, shape):
+    """Figure 2's networks: shapes, where they normalise, and a penalty whose gradient is the automatic one."""
+    architecture, rng = cells.ARCHITECTURES[name], torch.Generator().manual_seed(0)
+    for method, settings in cells.PAPER.items():
+        chosen = cells.replace(settings, width=4)
+        generator = cells.VariedGenerator(architecture, chosen, shape, rng)
+        critic = cells.VariedCritic(architecture, chosen, shape, rng)
+        x_tilde = generator(torch.randn(3, 128))
+        assert x_tilde.shape == (3, *shape) and critic(x_tilde).shape == (3,) and x_tilde.abs().max() <= 1
+        norms = [sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in (generator, critic)]
+        in_generator = 0 if architecture.perceptron or not architecture.norms[0] else 3
+        assert norms == [in_generator, 2 if architecture.norms[1] and method != "WGAN-GP" else 0]
+    x = torch.randn(3, *shape).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(x).sum(), x)
+    torch.testing.assert_close(cells.gradient_norms(critic, x), gradient.flatten(1).norm(dim=1))
+    if architecture.growth == 1:
+        assert {m.in_channels for m in generator.modules() if isinstance(m, nn.ConvTranspose2d)} == {4}
+
+
+def test_the_baseline_is_section_4s_critic_and_a_gate_halves_the_channels(cells):
+    settings, rng = cells.PAPER["WGAN-GP"], torch.Generator().manual_seed(0)
+    varied = cells.VariedCritic(cells.Architecture(), settings, (1, 28, 28), rng)
+    plain = cells.build_networks(settings, (1, 28, 28), "cpu")[1]
+    plain.load_state_dict(varied.state_dict())
+    x = torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(varied(x), plain(x))
+    maps = torch.randn(2, 6, 3, 3)
+    torch.testing.assert_close(cells.Gate()(maps)[:, 1], maps[:, 2].sigmoid() * maps[:, 3].tanh())
