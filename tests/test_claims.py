@@ -359,6 +359,47 @@ def test_varied_architectures(cells, method, shape):
     assert list(norms.values()) == [[3, n], [0, n], [0, n], [0, 0], [3, n], [3, n]]
 
 
+@pytest.mark.parametrize("method", ["DCGAN", "WGAN-GP"])
+def test_random_architectures(cells, method):
+    """Table 2's networks: the drawn parts are there, for each number the same ones, and every part is drawn."""
+    settings, kinds = cells.PAPER[method], set()
+    norm_of_critic = {"DCGAN": nn.BatchNorm2d, "WGAN-GP": nn.GroupNorm}[method]
+    for number in range(20):
+        drawn = cells.random_architecture(number)
+        assert str(drawn) == str(cells.random_architecture(number))
+        kinds |= {(key, str(value)) for part in drawn for key, value in part.items() if key != "layer_norm"}
+        rng = torch.Generator().manual_seed(0)
+        networks = cells.VariedGenerator, cells.VariedCritic
+        generator, critic = (net(settings, (1, 28, 28), rng, **part) for net, part in zip(networks, drawn, strict=True))
+        x = generator(torch.randn(2, 128))
+        assert x.shape == (2, 1, 28, 28) and critic(x).shape == (2,)
+        for net, part, norm, spared in (
+            (generator, drawn[0], nn.BatchNorm2d, 0),
+            (critic, drawn[1], norm_of_critic, 1),
+        ):
+            modules = list(net.modules())
+            n = 3 * (1 + part["extra"])
+            assert sum(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules) == n
+            assert sum(isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for m in modules) == part["norm"] * (n - spared)
+            assert sum(isinstance(m, norm) for m in modules) == part["norm"] * (n - spared)
+            assert sum(isinstance(m, type(part["nonlinearity"]())) for m in modules) == n
+        widths = [min(m.out_channels for m in critic.modules() if isinstance(m, nn.Conv2d))]
+        widths.append(min(m.in_channels for m in generator.modules() if isinstance(m, nn.ConvTranspose2d)))
+        assert widths == [drawn[1]["width"], drawn[0]["width"]]
+    assert len(kinds) == 4 + 4 + 3 + 2
+    x = torch.tensor([-50.0, 0.0, 50.0])
+    torch.testing.assert_close(cells.Softplus()(x), torch.tensor([-1.0, math.log(1 + math.exp(2)) / 2 - 1, 50.0]))
+
+
+def test_layer_normalisation_leaves_each_images_gradient_its_own(cells):
+    """Where an image's score depended on the rest of its batch, the penalty would not be valid (Section 4)."""
+    rng, x = torch.Generator().manual_seed(0), torch.randn(4, 1, 28, 28)
+    for method, its_own in (("WGAN-GP", True), ("DCGAN", False)):
+        settings = cells.replace(cells.PAPER[method], width=4)
+        critic = cells.VariedCritic(settings, (1, 28, 28), rng, extra=1, layer_norm=True)
+        assert torch.allclose(critic(x)[:2], critic(x[:2]), atol=1e-5) == its_own
+
+
 def test_the_baseline_is_section_4s_critic_and_a_gate_halves_the_maps(cells):
     settings, rng = cells.PAPER["WGAN-GP"], torch.Generator().manual_seed(0)
     varied = cells.VariedCritic(settings, (1, 28, 28), rng)
