@@ -219,12 +219,12 @@ def test_every_published_file_is_on_a_model_card():
 
 
 @pytest.mark.parametrize("dataset", OTHERS)
-def test_what_the_readme_shows_of_other_data_sets(cells, dataset):
+def test_what_the_page_of_other_runs_shows(cells, dataset):
     """Tables and figures are the published ones."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "images" / "README.md").read_text()
     assert (PUBLISHED / dataset / "results.md").read_text().strip() in text
-    figures = sorted(f"images/{dataset}/{p.name}" for p in (ROOT / "images" / dataset).iterdir())
-    assert figures and figures == sorted(set(re.findall(rf"\((images/{dataset}/[^)]+)\)", text)))
+    figures = sorted(f"{dataset}/{p.name}" for p in (ROOT / "images" / dataset).iterdir())
+    assert figures and figures == sorted(set(re.findall(rf"\(({dataset}/[^)]+)\)", text)))
 
 
 @pytest.mark.parametrize("dataset", sorted(path.parent.name for path in PUBLISHED.glob("*/classifier.pt")))
@@ -256,6 +256,21 @@ def test_the_results_are_those_of_the_committed_run(committed):
     assert table in (ROOT / "README.md").read_text()
     accuracy = float(re.search(r"classifier \(classes\) with ([\d.]+)% test", table)[1])
     assert accuracy >= 91
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"{n}/README.md" for n in ("benchmarks", "images", "saved_models"))])
+def test_links_between_the_pages_lead_somewhere(page):
+    """Files exist, and headings that links name."""
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text())
+    local = [link.partition("#") for link in links if "://" not in link]
+    assert len(local) >= 3
+    for name, _, heading in local:
+        target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert target.exists(), name
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert heading in anchors, (name, heading)
 
 
 def test_the_readmes_pictures_exist_and_are_small():

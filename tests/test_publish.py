@@ -19,7 +19,7 @@ def project(tmp_path, monkeypatch):
     root = tmp_path / "project"
     shutil.copytree(ROOT / "saved_models/published/fashion-mnist", root / "saved_models/published/fashion-mnist")
     (root / "images").mkdir()
-    for name in ("README.md", "wgan_gp.ipynb"):
+    for name in ("README.md", "images/README.md", "wgan_gp.ipynb"):
         shutil.copy(ROOT / name, root / name)
 
     def leave_results(notebook, folder):
@@ -53,17 +53,17 @@ def test_weights_stay_and_scores_are_added(project, tmp_path):
     after = {p.relative_to(published): p.read_bytes() for p in published.rglob("*.pt")}
     added = {published / "scores" / name / "WGAN-GP.pt" for name in (SEED0, SEED3)}
     assert after == before | {p.relative_to(published): b"new scores" for p in added}
-    assert "new results" in (project / "README.md").read_text()
+    assert "new results" in (project / "README.md").read_text() and (project / "images/README.md").exists()
     assert Image.open(project / "images/samples.png").size == (2, 1)
     assert "new results" in (project / "wgan_gp.ipynb").read_text()
     assert (published / "claims.md").read_text() == "new claims"
 
 
 def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
-    """Its weights with a shorter film, and of its tables and figures those that the README shows."""
-    readme, notebook = project / "README.md", project / "wgan_gp.ipynb"
+    """Its weights with a shorter film, and of its tables and figures those that its page shows."""
+    page, notebook = project / "images/README.md", project / "wgan_gp.ipynb"
     places = [f"<!-- {name}: begin --><!-- {name}: end -->" for name in ("results", "mnist results")]
-    readme.write_text("\n".join([*places, "![digits](images/mnist/samples.png)"]))
+    page.write_text("\n".join([*places, "![digits](mnist/samples.png)"]))
     before = notebook.read_bytes()
     (project / "images/samples.png").write_bytes(b"clothes")
     trained = tmp_path / "mnist-quick-seed0"
@@ -76,7 +76,7 @@ def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
     publish.make(tmp_path / "folder", {"DATASET": "mnist"}, trained, [])
     publish.install(tmp_path / "folder")
     assert notebook.read_bytes() == before and (project / "images/samples.png").read_bytes() == b"clothes"
-    assert readme.read_text().startswith(f"{places[0]}\n<!-- mnist results: begin -->\nnew results\n")
+    assert page.read_text().startswith(f"{places[0]}\n<!-- mnist results: begin -->\nnew results\n")
     assert [p.name for p in (project / "images/mnist").iterdir()] == ["samples.png"]
     assert Image.open(project / "images/mnist/samples.png").getpixel((1, 0)) == (254, 0, 0)  # without its last bit
     installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
@@ -97,10 +97,10 @@ def test_tables_without_weights(project, tmp_path):
 
 
 def test_another_profile_has_its_tables_beside_the_committed_run(project, tmp_path):
-    readme, published = project / "README.md", project / "saved_models/published/fashion-mnist"
-    readme.write_text("<!-- standard results: begin --><!-- standard results: end -->![a](images/standard/samples.png)")
+    page, published = project / "images/README.md", project / "saved_models/published/fashion-mnist"
+    page.write_text("<!-- standard results: begin --><!-- standard results: end -->![a](standard/samples.png)")
     shutil.rmtree(published / "standard")
-    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file() and p != readme}
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file() and p != page}
     trained = tmp_path / "fashion-mnist-standard-seed0"
     (trained / "few_images").mkdir(parents=True)
     for name in ("DCGAN.pt", "few_images/WGAN.pt"):
@@ -110,7 +110,7 @@ def test_another_profile_has_its_tables_beside_the_committed_run(project, tmp_pa
     publish.install(tmp_path / "folder", tables_only=True)
     assert {p.name for p in (published / "standard").iterdir()} == {"results.md", "runs.md", "claims.md"}
     assert [p.name for p in (project / "images/standard").iterdir()] == ["samples.png"]
-    assert readme.read_text().startswith("<!-- standard results: begin -->\nnew results\n")
+    assert page.read_text().startswith("<!-- standard results: begin -->\nnew results\n")
     assert before.items() <= {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}.items()
 
 

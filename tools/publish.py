@@ -9,10 +9,10 @@
 
 Installed are a run's weights, results and tables in saved_models/published/DATASET/. Those of Fashion-MNIST bring the
 executed notebook (cleaned), all figures in images/, the table of scores in the README and the notebook's opening cell,
-and the tables of all runs and of the claims in the README; those of other data sets what the README shows of their
-tables and, in images/DATASET/, of their figures. To keep the repository small, these have the weights of section 7
-alone, with films that keep the judged stages only. With --tables a run of another profile on Fashion-MNIST is installed
-in the same way as another data set, with the profile's name in place of the data set's.
+and the tables of all runs and of the claims in the README; those of other data sets what images/README.md shows of
+their tables and, in images/DATASET/, of their figures. To keep the repository small, these have the weights of
+section 7 alone, with films that keep the judged stages only. With --tables a run of another profile on Fashion-MNIST
+is installed in the same way as another data set, with the profile's name in place of the data set's.
 """
 
 import argparse
@@ -95,10 +95,10 @@ def install(folder, tables_only=False):
         for path in published.glob("*.pt"):
             shorten_film(path)
     pictures = ROOT / "images" / beside
-    install_readme(figures, models, pictures, f"{beside} " if beside else "")
+    install_page(figures, models, pictures, f"{beside} " if beside else "")
     if not beside:
         install_notebook(folder, (models / "results.md").read_text(), (figures / "samples.png").read_bytes())
-    print(f"Installed {folder}: {published.relative_to(ROOT)}, README.md, {pictures.relative_to(ROOT)}")
+    print(f"Installed {folder}: {published.relative_to(ROOT)}, {pictures.relative_to(ROOT)} and the page of its tables")
 
 
 def shorten_film(path):
@@ -110,22 +110,27 @@ def shorten_film(path):
         torch.save(saved, path)
 
 
-def install_readme(figures, models, pictures, prefix):
-    """Put the tables that the README has a place for into it, and the figures that it shows into `pictures`."""
-    path = ROOT / "README.md"
+def install_page(figures, models, pictures, prefix):
+    """Put the tables that the run's page has a place for into it, and the figures that it shows into `pictures`.
+
+    The page is README.md, or images/README.md for a run that is shown beside the committed one.
+    """
+    path = ROOT / ("images/README.md" if prefix else "README.md")
     text = path.read_text()
     for name in ("results", "runs", "claims"):
         if f"<!-- {prefix}{name}: begin -->" in text:
             text = replace_block(text, prefix + name, (models / f"{name}.md").read_text())
     path.write_text(text)
     pictures.mkdir(parents=True, exist_ok=True)
-    for old in filter(Path.is_file, pictures.iterdir()):
+    for old in (*pictures.glob("*.png"), *pictures.glob("*.gif")):
         old.unlink()
     for figure in figures.iterdir():
         place = pictures / figure.name
         if not prefix:
             shutil.copy(figure, place)
-        elif f"({place.relative_to(ROOT)})" in text:  # photographs make large files: the last of 8 bits is mostly noise
+        elif (
+            f"({place.relative_to(path.parent)})" in text
+        ):  # photographs make large files: the last of 8 bits is mostly noise
             ImageOps.posterize(Image.open(figure).convert("RGB"), 7).save(place, optimize=True)
 
 
