@@ -317,9 +317,9 @@ def test_results_that_are_not_there_or_unfinished_are_named(cells, capsys, monke
 
 
 def test_verdicts(cells):
-    assert cells.verdict({"a": True, "b": True}) == "reproduced"
-    assert cells.verdict({"a": True, "b": False}) == "partly"
-    assert cells.verdict({"a": False, "b": False}) == "not reproduced"
+    assert cells.verdict({"a": True, "b": True}) == "reproduced (2 of 2)"
+    assert cells.verdict({"a": True, "b": False}) == "partly (1 of 2)"
+    assert cells.verdict({"a": False, "b": False}) == "not reproduced (0 of 2)"
 
 
 @pytest.mark.parametrize(("rising", "expected"), [(False, 1.0), (True, -1.0)])
