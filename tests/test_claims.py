@@ -373,10 +373,8 @@ def test_random_architectures(cells, method):
         generator, critic = (net(settings, (1, 28, 28), rng, **part) for net, part in zip(networks, drawn, strict=True))
         x = generator(torch.randn(2, 128))
         assert x.shape == (2, 1, 28, 28) and critic(x).shape == (2,)
-        for net, part, norm, spared in (
-            (generator, drawn[0], nn.BatchNorm2d, 0),
-            (critic, drawn[1], norm_of_critic, 1),
-        ):
+        cases = (generator, drawn[0], nn.BatchNorm2d, 0), (critic, drawn[1], norm_of_critic, 1)
+        for net, part, norm, spared in cases:
             modules = list(net.modules())
             n = 3 * (1 + part["extra"])
             assert sum(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules) == n

@@ -45,22 +45,22 @@ def test_the_whole_notebook_runs_alone(smoke):
     images = folder / "images" / "fashion-mnist-smoke-seed0"
     trainings = [*METHODS, "rmsprop/WGAN-GP", "few_images/WGAN", "few_images/WGAN-GP"]
     names = {f"{training}{end}" for training in trainings for end in (".pt", ".checkpoint.pt")}
-    names |= {f"{name}.pt" for name in ("classifier", "value_surfaces", "layer_gradients")}
-    names |= {"architectures.pt", "random_architectures.pt"}
+    experiments = ("value_surfaces", "layer_gradients", "architectures", "random_architectures")
+    names |= {f"{name}.pt" for name in ("classifier", *experiments)}
     names |= {"results.md", "runs.md", "claims.md"}
     names |= {f"scores/{method}.pt" for method in METHODS}
     assert {str(p.relative_to(models)) for p in models.rglob("*") if p.is_file()} == names
     figures = {"real_images", "wasserstein_and_jensen_shannon", "samples", "interpolation", "nearest_neighbours"}
     figures |= {"epochs", "value_surfaces", "layer_gradients", "weights", "quality", "loss_and_quality", "few_images"}
-    figures |= {"architectures", "random_architectures", "class_shares"} | {
-        f"{kind}-{method}" for kind in ("losses", "film_strip") for method in METHODS
-    }
+    figures |= {"architectures", "random_architectures", "class_shares"}
+    figures |= {f"{kind}-{method}" for kind in ("losses", "film_strip") for method in METHODS}
     assert {p.name for p in images.iterdir()} == {f"{name}.png" for name in figures} | {"time_lapse.gif"}
     text = printed(notebook)
     assert "Profile smoke on" in text and all(f"{method}: starting afresh" in text for method in METHODS)
     assert all(f"{method}: 12 iterations to go, about" in text for method in METHODS)  # the cost, before it starts
     claims = (models / "claims.md").read_text()
     assert re.findall(r"^\| (C\d) \|", claims, re.MULTILINE) == [f"C{n}" for n in range(1, 9)]
+    assert "Not trained with" not in (models / "results.md").read_text()
     assert "not measured" not in claims and claims.strip() in text and "published" not in claims
     assert "5,179,907" in text and "4,114,689" in text
     assert (
@@ -100,7 +100,8 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
         assert f"saved_models/published/fashion-mnist/{name}" in text  # the claims say what they are drawn from
     assert all(path.read_bytes() == content for path, content in before.items())
     runs = tmp_path / "saved_models" / "fashion-mnist-smoke-seed0"  # of another profile: its scores are not this run's
-    assert (runs / "results.md").exists() and not (runs / "scores").exists()
+    strange = "Not trained with this run's settings (profile smoke): DCGAN, WGAN, WGAN-GP."
+    assert (runs / "results.md").read_text().strip().endswith(strange) and not (runs / "scores").exists()
     whose = "From the published run, not from this one: C1, C2, C3, C4, C5, C6, C7, C8."
     assert (runs / "claims.md").read_text().strip().endswith(whose)
 

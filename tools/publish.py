@@ -128,9 +128,8 @@ def install_page(figures, models, pictures, prefix):
         place = pictures / figure.name
         if not prefix:
             shutil.copy(figure, place)
-        elif (
-            f"({place.relative_to(path.parent)})" in text
-        ):  # photographs make large files: the last of 8 bits is mostly noise
+        elif f"({place.relative_to(path.parent)})" in text:
+            # Photographs make large files: the last of 8 bits is mostly noise.
             ImageOps.posterize(Image.open(figure).convert("RGB"), 7).save(place, optimize=True)
 
 
