@@ -5,7 +5,8 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -414,12 +415,12 @@ def two_threads():
 def test_the_plan_has_what_the_parameters_ask_for(cells, tiny, monkeypatch):
     monkeypatch.setattr(cells, "data", tiny, raising=False)
     monkeypatch.setattr(cells, "judge", brightness, raising=False)
-    methods = ["WGAN-GP", "WGAN", "DCGAN"]
+    methods = ["DCGAN", "WGAN", "WGAN-GP"]
     assert [training.name for training in cells.plan()] == [*methods, "WGAN-GP with RMSProp"]
     many = cells.replace(tiny, train=tiny.train.repeat(6, 1, 1, 1), train_labels=tiny.train_labels.repeat(6))
     monkeypatch.setattr(cells, "data", many)
     trainings = cells.plan()
-    few = ["WGAN-GP on 1,000 images", "WGAN on 1,000 images"]
+    few = ["WGAN on 1,000 images", "WGAN-GP on 1,000 images"]
     assert [training.name for training in trainings] == [*methods, "WGAN-GP with RMSProp", *few]
     assert [len(training.data.train) for training in trainings] == [1200] * 4 + [1000] * 2
     assert [training.judge for training in trainings] == [brightness] * 4 + [None] * 2
@@ -428,7 +429,7 @@ def test_the_plan_has_what_the_parameters_ask_for(cells, tiny, monkeypatch):
     assert [training.name for training in cells.plan()] == methods
     monkeypatch.setattr(cells, "TEST_CLAIMS", True)
     monkeypatch.setattr(cells, "methods", ["DCGAN", "WGAN-GP"])
-    assert [training.name for training in cells.plan()] == ["WGAN-GP", "DCGAN"]
+    assert [training.name for training in cells.plan()] == ["DCGAN", "WGAN-GP"]
 
 
 def test_the_threads_of_a_method_do_not_depend_on_the_experiments(cells, monkeypatch):
@@ -492,6 +493,67 @@ def test_the_stop_button_saves_all_trainings(cells, tiny, tmp_path, monkeypatch,
     printed = capsys.readouterr().out
     assert "WGAN-GP: resuming at iteration 4 of 12" in printed and "WGAN: resuming at iteration 6 of 12" in printed
     assert "DCGAN: starting afresh\n" in printed
+    for expected in alone(12, "float32"):
+        same_state(cells, resumed[expected.settings.method], expected)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_of_the_jobs_that_wait_the_longest_is_next(cells, n):
+    """New ones before all, in their order; so they end together, and no worker is left without."""
+    left, called = {"short": 2, "long": 7, "longer": 9}, []
+
+    def job(name):
+        called.append((name, left[name] == max(left.values())))
+        left[name] -= 1
+        time.sleep(0.01)
+        return left[name]
+
+    cells.side_by_side({name: partial(job, name) for name in left}, n)
+    assert set(left.values()) == {0} and {name for name, _ in called[:3]} == set(left)
+    if n == 1:
+        assert [name for name, _ in called[:3]] == ["short", "long", "longer"]
+        assert all(longest for _, longest in called[3:])
+
+
+def test_a_cpu_s_trainings_take_turns(cells, tiny, tmp_path, monkeypatch, alone):
+    """A turn ends with a save that succeeded, and what comes of the trainings is the same, bit for bit."""
+    trainings = [cells.profile_settings("smoke", method) for method in METHODS]
+    turns, save = [], cells.save_run
+
+    def saving(r, folder):
+        turns.append((r.settings.method, r.iteration))
+        if turns[-1] == ("WGAN", 4):
+            raise OSError("disk full")
+        save(r, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "save_run", saving)
+        patch.setattr(cells, "at_once", lambda n, device: 1)
+        runs = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness, save_seconds=0)
+    assert sorted(turns) == [(method, i) for method in sorted(METHODS) for i in range(1, 13)]
+    assert [method for method, _ in turns[:3]] == list(METHODS)
+    assert turns[turns.index(("WGAN", 4)) + 1] == ("WGAN", 5)
+    assert sum(a[0] != b[0] for a, b in pairwise(turns)) > 5
+    for expected in alone(12, "float32"):
+        same_state(cells, runs[expected.settings.method], expected)
+
+
+def test_stop_between_turns_loses_nothing(cells, tiny, tmp_path, monkeypatch, capsys, alone):
+    trainings = [cells.profile_settings("smoke", method) for method in METHODS]
+    step = cells.generator_step
+
+    def stopping(r):
+        if r.settings.method == "WGAN" and r.iteration == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(r)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "generator_step", stopping)
+        patch.setattr(cells, "at_once", lambda n, device: 1)
+        with pytest.raises(KeyboardInterrupt, match=r"saved at iteration \d+ \(DCGAN\), 6 \(WGAN\), \d+ \(WGAN-GP\)"):
+            train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness, save_seconds=0)
+    resumed = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
+    assert capsys.readouterr().out.count("resuming at iteration") == 3
     for expected in alone(12, "float32"):
         same_state(cells, resumed[expected.settings.method], expected)
 
