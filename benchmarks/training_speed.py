@@ -299,26 +299,30 @@ def evaluation(cells):
 
 
 def side_by_side(cells, alternations, iterations=None):
-    """How much faster the three trainings of a profile are side by side than one after the other with all threads."""
+    """How much faster the three trainings of a profile are side by side than one after the other with all threads.
+
+    `iterations` of each are one turn.
+    """
     images, device = torch.randint(256, (256, 1, 28, 28), dtype=torch.uint8).to(cells.device), cells.device
     profile, turns, usual = ("standard", 1, 600) if device.type == "cuda" else ("quick", 10, 2)
     settings = [cells.profile_settings(profile, method) for method in cells.PAPER]
     networks = [cells.build_networks(chosen, images.shape[1:], device) for chosen in settings]
     runs = [cells.new_run(s, n, device, cells.precision) for s, n in zip(settings, networks, strict=True)]
 
-    def job(run, left):
+    def job(run, left, repeats):
         with cells.iterating(run, images) as steps:
-            seconds = whole_turn(steps, device, iterations or usual)
-        left[run.settings.method] -= 1
+            seconds = whole_turn(steps, device, repeats)
+        left[run.settings.method] -= repeats
         return left[run.settings.method] * seconds
 
-    def all_turns(n):
-        left = {run.settings.method: turns for run in runs}
-        cells.side_by_side({run.settings.method: partial(job, run, left) for run in runs}, n)
+    def all_of_them(n):
+        left = {run.settings.method: turns * (iterations or usual) for run in runs}
+        repeats = (iterations or usual) * (turns if n == 1 else 1)  # in turn: each to its end
+        cells.side_by_side({run.settings.method: partial(job, run, left, repeats) for run in runs}, n)
 
     at_once, ratios = cells.at_once(len(runs), device), []
     for _ in range(1 + alternations):  # the first warms up
-        one, several = (timed(device, all_turns, n)[0] for n in (1, at_once))
+        one, several = (timed(device, all_of_them, n)[0] for n in (1, at_once))
         ratios.append(one / several)
     ratio, low, high = (f(ratios[1:]) for f in (statistics.median, min, max))
     found = f"{ratio:.2f} ({low:.2f} to {high:.2f}) times as fast as in turn"
