@@ -305,6 +305,7 @@ def side_by_side(cells, alternations, iterations=None):
     """
     images, device = torch.randint(256, (256, 1, 28, 28), dtype=torch.uint8).to(cells.device), cells.device
     profile, turns, usual = ("standard", 1, 600) if device.type == "cuda" else ("quick", 10, 2)
+    iterations = iterations or usual
     settings = [cells.profile_settings(profile, method) for method in cells.PAPER]
     networks = [cells.build_networks(chosen, images.shape[1:], device) for chosen in settings]
     runs = [cells.new_run(s, n, device, cells.precision) for s, n in zip(settings, networks, strict=True)]
@@ -316,8 +317,8 @@ def side_by_side(cells, alternations, iterations=None):
         return left[run.settings.method] * seconds
 
     def all_of_them(n):
-        left = {run.settings.method: turns * (iterations or usual) for run in runs}
-        repeats = (iterations or usual) * (turns if n == 1 else 1)  # in turn: each to its end
+        left = {run.settings.method: turns * iterations for run in runs}
+        repeats = iterations * (turns if n == 1 else 1)  # in turn: each to its end
         cells.side_by_side({run.settings.method: partial(job, run, left, repeats) for run in runs}, n)
 
     at_once, ratios = cells.at_once(len(runs), device), []
