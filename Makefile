@@ -4,8 +4,13 @@ VENV   := .venv
 READY  := $(VENV)/ready
 
 # Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not.
-PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS INCEPTION DATA_DIR MODELS_DIR IMAGES_DIR
+PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS INCEPTION CHANGES DATA_DIR MODELS_DIR IMAGES_DIR
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(findstring command,$(origin $(p))),-p $(p) '$(subst ','\'',$($(p)))'))
+
+# Whatever else is given there is a mistake, which would otherwise be passed over.
+TYPED   := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v))
+UNKNOWN := $(filter-out $(PARAMETERS) PYTHON VENV,$(TYPED))
+$(if $(UNKNOWN),$(error no such parameter: $(UNKNOWN); allowed: $(PARAMETERS)))
 
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1

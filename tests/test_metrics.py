@@ -173,7 +173,7 @@ def test_seeds_of_equal_settings_on_one_kind_of_machine_share_a_row(cells):
     quick, alone = ["WGAN-GP", "quick", "1", f"0.002, {falling}", *paid], ["2.0 (a CPU)", "0"]
     assert [*quick, "2.5 (a CPU)", "0, 1", "2.50 ± 0.71", "0.50 ± 0.00"] in rows
     assert [*quick, "4.0 (a GPU)", "2", "2.20", "0.50"] in rows
-    assert ["WGAN-GP", "own", "1", f"0.001, {falling}", *paid, *alone, "9.00", "0.50"] in rows
+    assert ["WGAN-GP", "quick, learning_rate 0.001", "1", f"0.001, {falling}", *paid, *alone, "9.00", "0.50"] in rows
     assert rows[-2] == ["WGAN-GP", "letter", "5", "0.0001", "9,600", "1,000", *alone, "7.00", "0.50"]
     assert rows[-1] == ["WGAN-GP", "long", "1", f"0.002, {falling}", "28,125", "1,000", *alone, "1.20", "0.50"]
 

@@ -19,7 +19,7 @@ while not stopped:
     time.sleep(0.1)
 time.sleep(8)  # an iteration that takes long, and the saving
 open("saved", "w").close()
-raise KeyboardInterrupt"""
+raise KeyboardInterrupt("saved at iteration 7")"""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def start(tmp_path):
 
     def run(source, *arguments):
         cells = [nbformat.v4.new_code_cell("SEED = 0\nMETHODS = 'all'", metadata={"tags": ["parameters"]})]
-        cells.append(nbformat.v4.new_code_cell(source))
+        cells += [nbformat.v4.new_markdown_cell("## 1 Work\nProse."), nbformat.v4.new_code_cell(source)]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "small.ipynb")
         command = [sys.executable, "-c", PATCHED, "--output", "executed.ipynb", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
@@ -41,16 +41,16 @@ def test_parameters_arrive_and_the_run_is_written(start, tmp_path):
     process = start("print(SEED + 1, METHODS)", "-p", "SEED", "3", "-p", "METHODS", "DCGAN, WGAN")
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "[cell 2/2] print(SEED + 1, METHODS)\n4 DCGAN, WGAN\n" in shown
+    assert "[cell 2/2] 1 Work\n4 DCGAN, WGAN\n" in shown
     assert "The executed notebook: executed.ipynb" in shown
-    assert nbformat.read(tmp_path / "executed.ipynb", 4).cells[1].outputs[0].text == "4 DCGAN, WGAN\n"
+    assert nbformat.read(tmp_path / "executed.ipynb", 4).cells[2].outputs[0].text == "4 DCGAN, WGAN\n"
 
 
 def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
     process = start("print('so far')\nraise ValueError('wrong')")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Stopped. ValueError: wrong" in errors
-    assert nbformat.read(tmp_path / "executed.ipynb", 4).cells[1].outputs[0].text == "so far\n"
+    assert nbformat.read(tmp_path / "executed.ipynb", 4).cells[2].outputs[0].text == "so far\n"
 
 
 def test_an_unknown_parameter_is_refused_before_a_kernel_starts(start, tmp_path):
@@ -69,4 +69,21 @@ def test_ctrl_c_waits_for_the_saving(start, tmp_path):
     process.send_signal(signal.SIGINT)
     shown, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and (tmp_path / "saved").exists()
-    assert "Stopped. " in errors and "The executed notebook: executed.ipynb" in shown
+    assert errors == "Stopped. KeyboardInterrupt: saved at iteration 7\n"
+    assert "The executed notebook: executed.ipynb" in shown
+
+
+def test_a_second_ctrl_c_ends_what_does_not_listen(start, tmp_path):
+    process = start(
+        "import time\nopen('started', 'w').close()\nwhile True:\n    try:\n        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n        open('deaf', 'w').close()"
+    )
+    for name in ("started", "deaf"):
+        until = time.monotonic() + 60
+        while not (tmp_path / name).exists():
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Stopped. interrupted" in errors
+    assert "The executed notebook: executed.ipynb" in shown

@@ -1,10 +1,10 @@
 """Every setting is refused, early and by name, when it is unknown, of the wrong type or out of range."""
 
 import ast
+import dataclasses
 import os
 import shlex
 import subprocess
-from dataclasses import fields
 
 import nbformat
 import pytest
@@ -18,13 +18,13 @@ WRONG_TYPE = {int: 1.5, float: "fast", str: 3, bool: 1}
 
 
 def test_every_setting_refuses_a_wrong_type(cells):
-    for f in fields(cells.Settings):
+    for f in dataclasses.fields(cells.Settings):
         with pytest.raises(TypeError, match=rf"^{f.name} is .*allowed: {f.type.__name__}"):
             cells.Settings(**{f.name: WRONG_TYPE[f.type]})
 
 
 def test_every_setting_refuses_values_out_of_range(cells):
-    for f in fields(cells.Settings):
+    for f in dataclasses.fields(cells.Settings):
         low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
         wrong = ["something else"] if choices else [] if low is None else [low - 1, high * 2]
         wrong += [float("nan"), float("inf")] if f.type is float else []
@@ -40,7 +40,7 @@ VALUES = st.one_of(st.integers(), st.floats(), st.text(max_size=5), st.booleans(
 @given(data=st.data())
 def test_any_value_is_taken_or_refused_by_name(cells, data):
     """A setting holds a value of its type within its limits, or one error names it, the value and what is allowed."""
-    f = data.draw(st.sampled_from(fields(cells.Settings)))
+    f = data.draw(st.sampled_from(dataclasses.fields(cells.Settings)))
     low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
     near = [] if low is None else [low, high, low - 1, high + 1, f.type(low), f.type(high)]
     value = data.draw(st.one_of(VALUES, st.sampled_from([*near, *(choices or ()), f.default])))
@@ -113,14 +113,42 @@ def test_paper_settings(cells):
         ("MODELS_DIR", 7, TypeError),
         ("MODELS_DIR", "/dev/null", ValueError),
         ("IMAGES_DIR", "/proc/nowhere", ValueError),
+        ("CHANGES", "n_critic 5", TypeError),
+        ("CHANGES", {"WGAN_GP": {"n_critic": 5}}, ValueError),
+        ("CHANGES", {"WGAN-GP": 5}, TypeError),
+        ("CHANGES", {"WGAN-GP": {"lambda": 5}}, ValueError),
+        ("CHANGES", {"WGAN-GP": {"seed": 5}}, ValueError),
+        ("CHANGES", {"WGAN-GP": {"n_critic": 0}}, ValueError),
+        ("CHANGES", {"WGAN-GP": {"n_critic": "5"}}, TypeError),
     ],
 )
 def test_parameters_are_refused_before_any_work(tmp_path, name, value, error):
     folders = {"MODELS_DIR": str(tmp_path / "models"), "IMAGES_DIR": str(tmp_path / "images")}
     with pytest.raises(error, match="allowed: ") as refused:
         load_cells(**folders | {name: value})
-    assert name in str(refused.value) or name.lower() in str(refused.value)
+    assert any(word in str(refused.value) for word in (name, name.lower(), "n_critic is "))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path):
+    folders = {"MODELS_DIR": str(tmp_path / "models"), "IMAGES_DIR": str(tmp_path / "images")}
+    changes = {"WGAN-GP": {"penalty_weight": 1.0, "n_critic": 2}, "DCGAN": {"width": 16}}
+    changed = load_cells(**folders, PROFILE="smoke", CHANGES=changes)
+    plain = load_cells(**folders, PROFILE="smoke")
+    run = "fashion-mnist-smoke-seed0"
+    assert changed.models.name == f"{run}-DCGAN-width-16-WGAN-GP-n_critic-2-WGAN-GP-penalty_weight-1.0"
+    assert changed.figures.name == changed.models.name and plain.models.name == plain.figures.name == run
+    for method, settings in plain.settings.items():
+        expected = dataclasses.asdict(settings) | changes.get(method, {})
+        assert dataclasses.asdict(changed.settings[method]) == expected
+    named = [changed.profile_of(dataclasses.asdict(settings)) for settings in changed.settings.values()]
+    assert named == ["smoke, width 16", "smoke", "smoke, penalty_weight 1.0"]
+
+
+def test_settings_table_leaves_out_what_an_optimiser_does_not_have(cells):
+    rows = [line.strip("| ").split(" | ") for line in cells.settings_table(cells.settings).split("\n")]
+    assert rows[0] == ["setting", "DCGAN", "WGAN", "WGAN-GP"] and ["beta2", "0.999", "-", "0.9"] in rows
+    assert [row[0] for row in rows[2:]] == list(cells.HYPERPARAMETERS)
 
 
 def test_parameters_cell_holds_literals_only():
@@ -149,6 +177,11 @@ def test_what_make_passes_on_arrives_as_it_was_typed():
     words = shlex.split(next(line for line in printed.split("\n") if "tools/run.py" in line))
     passed = [words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"]
     assert sorted(passed) == sorted(map(list, given.items()))
+
+
+def test_make_refuses_what_it_does_not_know():
+    made = subprocess.run(["make", "-n", "run", "SEEED=3"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert made.returncode and "no such parameter: SEEED; allowed: DATASET " in made.stderr and not made.stdout
 
 
 def test_profiles_are_complete(cells):

@@ -2,15 +2,20 @@
 
     python tools/run.py [--output FILE] [-p NAME VALUE]...
 
-NAME is a variable of the notebook's parameters cell; any other is refused. Ctrl-C lets the training save first. The
-executed notebook, whole or as far as it came, is written to FILE.
+NAME is a variable of the notebook's parameters cell; any other is refused. Ctrl-C interrupts the cell, so that a
+training saves and says where; a second one ends the run at once. The executed notebook, whole or as far as it came, is
+written to FILE.
 """
 
 import argparse
 import ast
+import asyncio
 import logging
+import signal
 import sys
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -22,8 +27,27 @@ from traitlets.config import Config
 PATIENCE = 120  # seconds that an interrupted training has to finish its iterations and save
 
 
-class EchoingClient(NotebookClient):
-    """An nbclient that also prints text and tables as they arrive, and each cell's number and first line."""
+class InterruptibleClient(NotebookClient):
+    """An nbclient whose first Ctrl-C interrupts the cell that runs, where nbclient's own would end the kernel."""
+
+    async def listen(self, notebook):
+        """Take SIGINT and SIGTERM over from nbclient."""
+        loop = asyncio.get_running_loop()
+        answers = iter((self.km.interrupt_kernel, partial(self.km.shutdown_kernel, now=True)))
+
+        def answer():
+            if how := next(answers, None):
+                self.answering = asyncio.ensure_future(how())
+
+        with suppress(NotImplementedError, RuntimeError):  # on Windows, outside the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, answer)
+
+
+class EchoingClient(InterruptibleClient):
+    """One that also prints text and tables as they arrive, and the section of the notebook that it is in."""
+
+    section = None
 
     def output(self, outs, msg, display_id, cell_index):
         content = msg["content"]
@@ -34,10 +58,14 @@ class EchoingClient(NotebookClient):
         return super().output(outs, msg, display_id, cell_index)
 
     def announce(self, cell, cell_index):
-        code = [c for c in self.nb.cells if c.cell_type == "code"]
-        if cell.cell_type == "code":
-            number = next(i for i, c in enumerate(code, 1) if c is cell)
-            print(f"[cell {number}/{len(code)}] {cell.source.splitlines()[0]}", flush=True)
+        lines = [
+            line for c in self.nb.cells[:cell_index] if c.cell_type == "markdown" for line in c.source.splitlines()
+        ]
+        section = next((line.lstrip("# ") for line in reversed(lines) if line.startswith(("# ", "## ", "### "))), "")
+        if cell.cell_type == "code" and section != self.section:
+            kinds = [c.cell_type for c in self.nb.cells]
+            print(f"[cell {kinds[:cell_index].count('code') + 1}/{kinds.count('code')}] {section}", flush=True)
+            self.section = section
 
 
 def parameters_cell(notebook):
@@ -56,7 +84,7 @@ def set_parameters(notebook, parameters):
 
 def execute(notebook, folder, echo=True):
     """Run all cells of `notebook`, in place, in a fresh kernel whose working directory is `folder`."""
-    kind = EchoingClient if echo else NotebookClient
+    kind = EchoingClient if echo else InterruptibleClient
     client = kind(
         notebook,
         kernel_name="python3",
@@ -67,6 +95,7 @@ def execute(notebook, folder, echo=True):
         extra_arguments=["--log-level=ERROR"],
         config=Config(KernelManager={"shutdown_wait_time": PATIENCE}),
     )
+    client.on_notebook_start = client.listen
     if echo:
         client.on_cell_start = client.announce
     client.execute()
@@ -97,7 +126,7 @@ def main():
         execute(notebook, Path.cwd())
     except CellExecutionError as error:
         failure = f"{error.ename}: {error.evalue}"
-    except Exception as error:  # an interrupted nbclient ends in several ways
+    except (Exception, KeyboardInterrupt) as error:  # nbclient itself can be interrupted in several ways
         failure = f"interrupted ({type(error).__name__}); a training that was under way goes on if you run this again"
     nbformat.write(notebook, chosen.output)
     print(f"\nThe executed notebook: {chosen.output}")
