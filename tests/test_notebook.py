@@ -100,7 +100,7 @@ def test_published_weights_are_found_and_left_alone(tmp_path, fashion_mnist):
         assert f"saved_models/published/fashion-mnist/{name}" in text  # the claims say what they are drawn from
     assert all(path.read_bytes() == content for path, content in before.items())
     runs = tmp_path / "saved_models" / "fashion-mnist-smoke-seed0"  # of another profile: its scores are not this run's
-    strange = "Not trained with this run's settings (profile smoke): DCGAN, WGAN, WGAN-GP."
+    strange = "Not trained with this run's settings (fashion-mnist-smoke-seed0): DCGAN, WGAN, WGAN-GP."
     assert (runs / "results.md").read_text().strip().endswith(strange) and not (runs / "scores").exists()
     whose = "From the published run, not from this one: C1, C2, C3, C4, C5, C6, C7, C8."
     assert (runs / "claims.md").read_text().strip().endswith(whose)
