@@ -322,6 +322,16 @@ def test_verdicts(cells):
     assert cells.verdict({"a": False, "b": False}) == "not reproduced (0 of 2)"
 
 
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"), [(0, 0, 1), (0, 9, 2 / 512), (9, 0, 2 / 512), (2, 4, 44 / 64), (3, 3, 1)]
+)
+def test_sign_test_counts_what_one_has_alone(cells, only_a, only_b, p):
+    """What both have, or neither, says nothing: 2 against 4 is 2 * (1 + 6 + 15) / 2^6."""
+    a = np.array([True] * only_a + [False] * only_b + [True, True, False])
+    b = np.array([False] * only_a + [True] * only_b + [True, True, False])
+    assert cells.sign_test(a, b) == pytest.approx(p)
+
+
 @pytest.mark.parametrize(("rising", "expected"), [(False, 1.0), (True, -1.0)])
 def test_correlation_in_parts_is_over_the_chosen_records(cells, rising, expected):
     """Distances fall throughout; a loss that falls in the chosen records has correlation 1, whatever others do."""

@@ -1,6 +1,7 @@
 """Publishing: weights stay where nothing was trained, scores of other runs are added, each data set has its place."""
 
 import shutil
+import sys
 
 import publish
 import pytest
@@ -129,3 +130,10 @@ def test_the_committed_run_has_its_weights(project, tmp_path):
     with pytest.raises(ValueError, match="--tables is for other data sets than fashion-mnist"):
         publish.install(tmp_path, tables_only=True)
     assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_with_changes_is_not_published(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["publish.py", "-p", "CHANGES", "{'WGAN': {'width': 8}}"])
+    with pytest.raises(SystemExit):
+        publish.main()
+    assert "CHANGES: what is published has the settings of a profile" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path):
     changed = load_cells(**folders, PROFILE="smoke", CHANGES=changes)
     plain = load_cells(**folders, PROFILE="smoke")
     run = "fashion-mnist-smoke-seed0"
-    assert changed.models.name == f"{run}-DCGAN-width-16-WGAN-GP-n_critic-2-WGAN-GP-penalty_weight-1.0"
+    assert changed.models.name == f"{run}-DCGAN-width-16-WGAN-GP-n_critic-2-WGAN-GP-penalty_weight-1"
     assert changed.figures.name == changed.models.name and plain.models.name == plain.figures.name == run
     for method, settings in plain.settings.items():
         expected = dataclasses.asdict(settings) | changes.get(method, {})

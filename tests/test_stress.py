@@ -137,6 +137,19 @@ def test_an_unfinished_training_does_not_change_its_machine(cells, run, tiny, tm
         train_one(cells, r.settings, tiny, tmp_path, CPU)
 
 
+def test_an_unfinished_training_of_a_version_with_another_order_of_weights_is_refused(cells, run, tiny, tmp_path):
+    """Of the critic's last layer, whose weights would have the same shape and another meaning."""
+    r = run("WGAN")
+    cells.iterate(r, tiny.train)
+    cells.save_run(r, tmp_path)
+    path = tmp_path / "WGAN.checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["machine"]["critic"]
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match="other settings: critic is None there, 'flattened channels last' here"):
+        train_one(cells, r.settings, tiny, tmp_path, CPU)
+
+
 def test_a_finished_training_of_another_machine_is_finished_here_too(cells, tiny, tmp_path, capsys):
     settings = cells.profile_settings("smoke", "WGAN")
     train_one(cells, settings, tiny, tmp_path, CPU)

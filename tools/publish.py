@@ -152,6 +152,8 @@ def main():
     parser.add_argument("--from", dest="folder", type=Path, help="a folder that an earlier call executed in")
     parser.add_argument("--tables", action="store_true", help="install tables and figures, no weights")
     chosen = parser.parse_args()
+    if "CHANGES" in dict(chosen.parameters):
+        parser.error("CHANGES: what is published has the settings of a profile; allowed: none")
     folder = chosen.folder
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix="wgan_gp-"))

@@ -2,9 +2,9 @@
 
     python tools/run.py [--output FILE] [-p NAME VALUE]...
 
-NAME is a variable of the notebook's parameters cell; any other is refused. Ctrl-C interrupts the cell, so that a
-training saves and says where; a second one ends the run at once. The executed notebook, whole or as far as it came, is
-written to FILE.
+NAME is a variable of the notebook's parameters cell; any other is refused. Ctrl-C, or SIGTERM, interrupts the cell, so
+that a training saves and says where; a second one ends the run at once. The executed notebook, whole or as far as it
+came, is written to FILE.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from nbclient.exceptions import CellExecutionError
 from notebook_cells import NOTEBOOK
 from traitlets.config import Config
 
-PATIENCE = 120  # seconds that an interrupted training has to finish its iterations and save
+PATIENCE = 120  # seconds that a training has to save where nbclient's own Ctrl-C ends the kernel (Windows)
 
 
 class InterruptibleClient(NotebookClient):
