@@ -5,10 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
 from conftest import DATA_DIR, ROOT
+from torch import nn
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import standard_settings
@@ -21,11 +23,11 @@ CPU = torch.device("cpu")
 def test_the_notebooks_gradients_equal_the_usual_loops(cells, monkeypatch, pixels):
     """Same weights, images and random numbers: the gradients agree to 1e-5 of their norm, in float32.
 
-    That is, the median of seven draws: one in some hundred thousand activations is so close to 0 that rounding, which
-    is each processor's own, decides on which side of the ReLU's kink it falls, and that alone may show in the third
-    digit.
+    One in some hundred thousand activations is so close to 0 that rounding, which is each processor's own, decides on
+    which side of the ReLU's kink it falls: then the two are gradients of different linear pieces. Of seven draws those
+    in which every map has as many positive values with both are compared; they must be four at least.
     """
-    differences = {"critic": [], "generator": []}
+    compared = 0
     for seed in range(7):
         torch.manual_seed(seed)
         settings, images = training_speed.prepare(cells, 16, 32, pixels)
@@ -34,19 +36,33 @@ def test_the_notebooks_gradients_equal_the_usual_loops(cells, monkeypatch, pixel
         x, z, epsilon = cells.to_float(images[:32]), torch.randn(32, settings.latent_size), torch.rand(32, 1, 1, 1)
         monkeypatch.setattr(usual, "noise", lambda n, z=z: z)
         monkeypatch.setattr(cells.Run, "noise", lambda run, n, z=z: z)
+        positive = [count_positive(loop.generator, loop.critic) for loop in (usual, ours.run)]
         with monkeypatch.context() as patch:
             patch.setattr(torch, "rand", lambda *_, epsilon=epsilon, **__: epsilon)
             assert usual.critic_step(x) == pytest.approx(ours.critic_step(x).item(), rel=1e-5)
-        for name, steps in differences.items():
-            usual_net, our_net = getattr(usual, name), getattr(ours.run, name)
-            if name == "generator":
-                usual.generator.load_state_dict(our_net.state_dict())
-                usual.critic.load_state_dict(ours.run.critic.state_dict())
-                usual.generator_step()
-                ours.generator_step()
-            a, b = (torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (usual_net, our_net))
-            steps.append(((a - b).norm() / a.norm()).item())
-    assert all(sorted(steps)[3] <= 1e-5 and max(steps) <= 0.05 for steps in differences.values()), differences
+        pairs = [[[p.grad.clone() for p in loop.critic.parameters()] for loop in (usual, ours.run)]]
+        usual.generator.load_state_dict(ours.run.generator.state_dict())
+        usual.critic.load_state_dict(ours.run.critic.state_dict())
+        usual.generator_step()
+        ours.generator_step()
+        pairs.append([[p.grad for p in loop.generator.parameters()] for loop in (usual, ours.run)])
+        if positive[0] == positive[1]:
+            compared += 1
+            for a, b in ([torch.cat([g.flatten() for g in grads]) for grads in pair] for pair in pairs):
+                assert (a - b).norm() <= 1e-5 * a.norm() > 0, seed
+    assert compared >= 4, compared
+
+
+def count_positive(*networks):
+    """A Counter that will hold how many positive values each layer before a ReLU has put out, over all its calls."""
+    counts = Counter()
+    for network in networks:
+        kinds = nn.Conv2d if isinstance(network.layers[0], nn.Conv2d) else (nn.BatchNorm1d, nn.BatchNorm2d)
+        for name, layer in network.named_modules():
+            if isinstance(layer, kinds):
+                key = f"{type(network).__name__} {name}"
+                layer.register_forward_hook(lambda _, __, y, key=key: counts.update({key: int((y > 0).sum())}))
+    return counts
 
 
 def automatic(critic, x_hat):
