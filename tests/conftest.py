@@ -80,26 +80,27 @@ def brightness(pictures):
     return {"brightness": pictures.float().mean().item()}
 
 
+def compare(x, y, path):
+    """Fail unless x and y, of dictionaries, lists, tensors and plain values, are equal; `path` is their name."""
+    assert type(x) is type(y), path
+    if isinstance(x, dict):
+        assert x.keys() == y.keys(), path
+        for key in x:
+            compare(x[key], y[key], f"{path}.{key}")
+    elif isinstance(x, list | tuple):
+        assert len(x) == len(y), path
+        for i, (p, q) in enumerate(zip(x, y, strict=True)):
+            compare(p, q, f"{path}[{i}]")
+    else:
+        assert x.equal(y) if torch.is_tensor(x) else x == y, path
+
+
 def same_state(cells, a, b):
     """All that makes up two runs is equal, bit for bit; only the seconds may differ."""
     left, right = ({n: getattr(r, n).state_dict() for n in cells.STATEFUL} for r in (a, b))
     left["strip"], right["strip"] = a.strip, b.strip
     for name in cells.GENERATORS:
         left[name], right[name] = (getattr(r, name).get_state() for r in (a, b))
-
-    def compare(x, y, path):
-        assert type(x) is type(y), path
-        if isinstance(x, dict):
-            assert x.keys() == y.keys(), path
-            for key in x:
-                compare(x[key], y[key], f"{path}.{key}")
-        elif isinstance(x, list | tuple):
-            assert len(x) == len(y), path
-            for i, (p, q) in enumerate(zip(x, y, strict=True)):
-                compare(p, q, f"{path}[{i}]")
-        else:
-            assert x.equal(y) if torch.is_tensor(x) else x == y, path
-
     compare(left, right, "run")
     for table in ("history", "quality"):
         compare(*({k: v for k, v in getattr(r, table).items() if k != "seconds"} for r in (a, b)), table)

@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(cells, there, tmp_path, mon
         pace(r)
 
     monkeypatch.setattr(cells, "set_pace", poisoning)
-    with pytest.raises(FloatingPointError, match="WGAN-GP: loss not finite by iteration 6"):
+    with pytest.raises(FloatingPointError, match="WGAN-GP: loss or weights not finite by iteration 6"):
         train_one(cells, cells.profile_settings("smoke", "WGAN-GP"), there, tmp_path, CUDA)
 
 

@@ -195,6 +195,54 @@ def test_sixteen_bits_of_grey_keep_their_range(cells, tmp_path):
     assert source.channels == 1 and found == [round(1000 * i / 257) for i in range(60)]
 
 
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.7), ("I", 200_000)])
+def test_pixels_of_more_than_sixteen_bits_are_refused_by_name(cells, tmp_path, mode, value):
+    (tmp_path / "deep").mkdir()
+    for i in range(60):
+        Image.new("L", (30, 30), i).save(tmp_path / "deep" / f"{i:02}.png")
+    Image.new(mode, (30, 30), value).save(tmp_path / "deep" / "scan.tif")
+    source = cells.choose_source(f"folder:{tmp_path / 'deep'}", 28)
+    with pytest.raises(
+        ValueError, match=rf"scan\.tif \(pixels of mode {mode} up to {value:g}; allowed: 8 or 16 bits\)"
+    ):
+        cells.load_images(source, tmp_path, CPU)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(cells, mode):
+    """Whatever colour the file has there; half transparent black is grey."""
+    pixels = np.zeros((2, 2, 4), np.uint8)  # black
+    pixels[0, :, 3] = (0, 255)
+    pixels[1, :, 3] = 0 if mode == "P" else 128
+    picture = Image.fromarray(pixels, "RGBA")
+    if mode == "LA":
+        picture = picture.convert("LA")
+    elif mode == "P":  # one colour of the palette is the transparent one
+        picture = Image.new("P", (2, 2), 1)
+        picture.putpalette([0, 0, 0, 0, 0, 0])
+        picture.putpixel((1, 0), 0)
+        picture.info["transparency"] = 1
+    source = cells.replace(cells.DATASETS["cifar-10"], side=2)
+    expected = [[255, 0], [255, 255]] if mode == "P" else [[255, 0], [127, 127]]
+    assert (cells.square(picture, source) == expected).all()
+
+
+def test_other_images_in_a_folder_are_another_data_set(cells, album):
+    """So a training does not go on with images that it did not begin with, nor a judge judge those it never saw."""
+    before = cells.choose_source(f"folder:{album}", 32)
+    assert cells.choose_source(f"folder:{album}", 32).name == before.name
+    (album / "0" / "0.png").rename(album / "0" / "new.png")
+    assert cells.choose_source(f"folder:{album}", 32).name != before.name
+
+
+def test_names_that_are_not_utf_8_are_read(cells, album, tmp_path):
+    try:
+        (album / "0" / "0.png").rename(album / "0" / os.fsdecode(b"caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system allows no such names")
+    assert len(cells.load_images(cells.choose_source(f"folder:{album}", 32), tmp_path, CPU).train) == 64
+
+
 @pytest.mark.parametrize(("where", "said"), [("none", "no such folder"), (".", "0 images; allowed: at least 50")])
 def test_a_folder_without_images_is_refused(cells, tmp_path, where, said):
     with pytest.raises(ValueError, match=rf"DATASET is 'folder:.*{said}"):
@@ -226,6 +274,24 @@ def test_decoding_happens_once_for_the_same_files(cells, album, tmp_path, monkey
     assert cells.load_images(source, tmp_path, CPU).train.equal(first.train) and not decoded
     Image.new("RGB", (50, 50), "white").save(album / "0" / "0.png")  # another picture in its place
     assert not cells.load_images(source, tmp_path, CPU).train.equal(first.train) and len(decoded) == 2
+
+
+def test_two_processes_that_decode_at_once_do_not_disturb_each_other(cells, album, tmp_path, monkeypatch):
+    source, decode, pid, other = cells.choose_source(f"folder:{album}", 32), cells.decode, os.getpid(), []
+
+    def overtaken(images, *rest):
+        labels = decode(images, *rest)
+        if not other:  # before the first one has ended, another process begins and ends
+            other.append(None)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: pid + 1)
+                other[0] = cells.open_part(source, "train", tmp_path)[0].clone()
+        return labels
+
+    monkeypatch.setattr(cells, "decode", overtaken)
+    images, _ = cells.open_part(source, "train", tmp_path)
+    assert images.equal(other[0]) and images.any()
+    assert sorted(path.suffix for path in (tmp_path / "prepared").iterdir()) == [".npy", ".pt"]
 
 
 def test_an_interrupted_decoding_leaves_nothing_half_written(cells, album, tmp_path, monkeypatch):

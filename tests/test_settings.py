@@ -145,6 +145,14 @@ def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path):
     assert named == ["smoke, width 16", "smoke", "smoke, penalty_weight 1.0"]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    cells = load_cells(PROFILE="smoke", DATA_DIR="~/data", MODELS_DIR="~/models", IMAGES_DIR="~/images")
+    assert cells.models == tmp_path / "models" / cells.run_name and str(tmp_path / "data") == cells.DATA_DIR
+    assert cells.published.is_relative_to(tmp_path) and cells.figures.is_relative_to(tmp_path)
+
+
 def test_settings_table_leaves_out_what_an_optimiser_does_not_have(cells):
     rows = [line.strip("| ").split(" | ") for line in cells.settings_table(cells.settings).split("\n")]
     assert rows[0] == ["setting", "DCGAN", "WGAN", "WGAN-GP"] and ["beta2", "0.999", "-", "0.9"] in rows

@@ -58,12 +58,23 @@ def test_a_full_disk_at_the_end_is_an_error_and_the_last_checkpoint_is_intact(ce
     whole = train_one(cells, settings, tiny, tmp_path / "whole", CPU, save_seconds=0)
     with monkeypatch.context() as patch:
         failing_save(cells, patch, range(22, 1000))  # two files a save: from the twelfth on, which is the last
-        with pytest.raises(OSError, match=r"WGAN\.pt could not be written \(No space left on device\)"):
+        with pytest.raises(OSError, match=r"WGAN\.checkpoint\.pt could not be written \(No space left on device\)"):
             train_one(cells, settings, tiny, tmp_path / "full", CPU, save_seconds=0)
     saved = cells.read_saved(tmp_path / "full" / "WGAN.checkpoint.pt", cells.WEIGHTS)
     assert saved["iteration"] == 11
     run = train_one(cells, settings, tiny, tmp_path / "full", CPU)
     assert run.generator.layers[0].weight.equal(whole.generator.layers[0].weight)
+
+
+def test_a_disk_that_is_full_after_the_last_checkpoint_costs_no_training(cells, tiny, tmp_path, monkeypatch):
+    settings = cells.profile_settings("smoke", "WGAN")
+    with monkeypatch.context() as patch:
+        failing_save(cells, patch, range(23, 1000))
+        with pytest.raises(OSError, match=r"WGAN\.pt could not be written \(No space left on device\)"):
+            train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
+    monkeypatch.setattr(cells, "iterate", None)  # it does not train again
+    train_one(cells, settings, tiny, tmp_path, CPU)
+    assert cells.read_saved(tmp_path / "WGAN.pt", cells.WEIGHTS)["iteration"] == 12
 
 
 def test_a_real_full_disk(cells, tmp_path):
@@ -115,14 +126,17 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(cells, t
     assert "WGAN-GP.checkpoint.pt is no readable checkpoint" in said and "Taking the checkpoint before it" in said
     assert "WGAN-GP: resuming at iteration 11 of 12" in said
     assert again.critic.head.weight.equal(whole.critic.head.weight)
+    saved = [cells.read_saved(tmp_path / f"WGAN-GP.{name}.pt", cells.WEIGHTS) for name in cells.CHECKPOINTS]
+    assert [one["iteration"] for one in saved] == [12, 11]  # the damaged one has not become the one before
 
 
 def test_starting_afresh_leaves_no_checkpoint_of_the_run_before(cells, tiny, tmp_path):
     settings = cells.profile_settings("smoke", "DCGAN")
     train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
     assert (tmp_path / "DCGAN.checkpoint.previous.pt").exists()
-    train_one(cells, settings, tiny, tmp_path, CPU, start="afresh")  # saves once, at its end
-    assert not (tmp_path / "DCGAN.checkpoint.previous.pt").exists()
+    train_one(cells, settings, tiny, tmp_path, CPU, start="afresh")  # saves at its beginning and at its end
+    saved = [cells.read_saved(tmp_path / f"DCGAN.{name}.pt", cells.WEIGHTS) for name in cells.CHECKPOINTS]
+    assert [one["iteration"] for one in saved] == [12, 0]
 
 
 @pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"device": "cuda"}])

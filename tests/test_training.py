@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import METHODS, brightness, same_state, train_all, train_one
+from conftest import METHODS, brightness, compare, same_state, train_all, train_one
 
 CPU = torch.device("cpu")
 
@@ -316,6 +316,15 @@ def test_the_clock_counts_the_training_alone(cells, tiny, tmp_path):
     assert trained.quality["iteration"] == sorted(cells.stages(trained.settings, len(tiny.train)))
 
 
+def test_the_clock_waits_for_the_device_before_samples_are_kept(cells, tiny, tmp_path, monkeypatch):
+    """Else the device's time would pass while they are drawn, and not be counted."""
+    check, keep, seen = cells.check_finite, cells.keep_samples, []
+    monkeypatch.setattr(cells, "check_finite", lambda *given: (seen.append("waits"), check(*given)))
+    monkeypatch.setattr(cells, "keep_samples", lambda r, *judge: (seen.append(r.iteration), keep(r, *judge)))
+    train_one(cells, cells.profile_settings("smoke", "DCGAN", film_every=1, record_every=100), tiny, tmp_path, CPU)
+    assert seen == [0] + [event for i in range(1, 13) for event in ("waits", i)]
+
+
 def test_the_time_lapse_has_a_frame_every_so_many_iterations(cells, tiny, tmp_path):
     settings = cells.profile_settings("smoke", "WGAN", film_every=5)
     trained = train_one(cells, settings, tiny, tmp_path, CPU)
@@ -358,7 +367,9 @@ def test_a_loss_that_is_not_finite_stops_the_training(cells, tiny, tmp_path, mon
         return iterate(r, images, compute)
 
     monkeypatch.setattr(cells, "iterate", poisoned)
-    with pytest.raises(FloatingPointError, match=r"WGAN-GP: loss not finite by iteration 6 .*learning_rate below"):
+    with pytest.raises(
+        FloatingPointError, match=r"WGAN-GP: loss or weights not finite by iteration 6 .*learning_rate below"
+    ):
         train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
     saved = cells.read_saved(tmp_path / "WGAN-GP.checkpoint.pt", cells.WEIGHTS)
     assert saved["iteration"] == 5 and saved["critic"]["head.weight"].isfinite().all()
@@ -552,7 +563,7 @@ def test_stop_loses_nothing_of_those_whose_turn_it_is_not(
     cells, tiny, tmp_path, monkeypatch, capsys, alone, two_threads
 ):
     trainings = [cells.profile_settings("smoke", method) for method in METHODS]
-    keep, watched, events = cells.keep_samples, cells.watched, []
+    stages, watched, events = cells.stages, cells.watched, []
 
     @contextmanager
     def remembered(runs):
@@ -560,14 +571,14 @@ def test_stop_loses_nothing_of_those_whose_turn_it_is_not(
             events.append(interrupted)
             yield bar, interrupted
 
-    def stopping(r, *judge):
-        if r.settings.method == "WGAN-GP":  # the last to begin: one of the others has had its first turn, and waits
+    def stopping(settings, n_train):
+        if settings.method == "WGAN-GP":  # the last to begin: one of the others has had its first turn, and waits
             events[0].set()
-        return keep(r, *judge)
+        return stages(settings, n_train)
 
     with monkeypatch.context() as patch:
         patch.setattr(cells, "watched", remembered)
-        patch.setattr(cells, "keep_samples", stopping)
+        patch.setattr(cells, "stages", stopping)
         with pytest.raises(KeyboardInterrupt, match=r"saved at iteration \d+ \(DCGAN\), \d+ \(WGAN\); run again"):
             train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness, save_seconds=0)
     resumed = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
@@ -594,7 +605,7 @@ def test_a_training_that_fails_leaves_the_others_alone(cells, tiny, tmp_path, mo
     try:
         with monkeypatch.context() as patch:
             patch.setattr(cells, "generator_step", failing)
-            with pytest.raises(FloatingPointError, match=r"^WGAN-GP: loss not finite by iteration 4"):
+            with pytest.raises(FloatingPointError, match=r"^WGAN-GP: loss or weights not finite by iteration 4"):
                 train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
         assert "WGAN-GP ended by an error, which is raised when the others have ended: WGAN-GP: loss" in said[0]
         again = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
@@ -619,16 +630,65 @@ def test_start_says_what_it_does(cells, tiny, tmp_path, capsys):
 
 
 def test_what_is_left_of_a_training_is_known_before_it_starts(cells, tiny, tmp_path):
-    """The estimate of the time counts what has not been saved: none of a finished training, all of a damaged one."""
-    settings = cells.profile_settings("smoke", "DCGAN", iterations=5)
+    """What has not been saved: nothing of a finished training, all of one whose file is damaged or not there."""
+    train_one(cells, cells.profile_settings("smoke", "DCGAN", iterations=5), tiny, tmp_path, CPU)
+    for name in ("DCGAN.pt", "DCGAN.checkpoint.pt"):
+        assert [cells.iterations_left(tmp_path / name, total) for total in (4, 5, 12)] == [0, 0, 7]
+        (tmp_path / name).write_bytes(b"damaged")
+        assert cells.iterations_left(tmp_path / name, 5) == 5
+    assert cells.iterations_left(tmp_path / "other.pt", 5) == 5
+
+
+@pytest.mark.parametrize("harm", ["lost", "damaged", "older"])
+def test_weights_of_a_finished_training_come_back_from_its_checkpoint(cells, tiny, tmp_path, monkeypatch, harm):
+    settings, path = cells.profile_settings("smoke", "WGAN"), tmp_path / "WGAN.pt"
     train_one(cells, settings, tiny, tmp_path, CPU)
-    training = cells.Training("DCGAN", settings, tiny, tmp_path)
-    assert cells.iterations_left(training, "resume") == 0 and cells.iterations_left(training, "afresh") == 5
-    longer = cells.replace(training, settings=cells.replace(settings, iterations=12))
-    assert cells.iterations_left(longer, "resume") == 7
-    assert cells.iterations_left(cells.replace(training, folder=tmp_path / "other"), "resume") == 5
-    (tmp_path / "DCGAN.pt").write_bytes(b"damaged")
-    assert cells.iterations_left(training, "resume") == 5
+    whole = cells.read_saved(path, (*cells.WEIGHTS, "average"))
+    if harm == "lost":
+        path.unlink()
+    elif harm == "damaged":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:  # the run was killed between its last two writes
+        cells.write_atomically(path, whole | {"iteration": 7, "average": {}})
+    monkeypatch.setattr(cells, "processor", lambda device: "another one")  # which did not make it
+    train_one(cells, settings, tiny, tmp_path, CPU)
+    compare(cells.read_saved(path, whole), whole, "WGAN.pt")
+
+
+def test_a_training_begun_afresh_does_not_go_on_with_the_old_one(cells, tiny, tmp_path, monkeypatch):
+    """Stopped before its first iteration, it is resumed there; what the old run left does not pass for its own."""
+    trainings = [cells.profile_settings("smoke", method) for method in METHODS]
+    train_all(cells, trainings, tiny, tmp_path, CPU)
+
+    def stopped(runs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "watched", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_all(cells, trainings, tiny, tmp_path, CPU, start="afresh")
+    for method in METHODS:
+        assert cells.read_saved(tmp_path / f"{method}.checkpoint.pt", cells.WEIGHTS)["iteration"] == 0
+        saved = cells.read_saved(tmp_path / f"{method}.pt", cells.WEIGHTS)
+        assert saved["iteration"] == 0 and list(saved["strip"]) == [0]
+
+
+@pytest.mark.parametrize("network", ["critic", "generator"])
+def test_weights_that_are_not_finite_are_not_saved(cells, tiny, tmp_path, monkeypatch, network):
+    """The losses of an iteration are those before its last update, which may spoil the weights."""
+    iterate = cells.iterate
+
+    def spoiling(r, images, compute):
+        losses = iterate(r, images, compute)
+        if r.iteration == 6:
+            torch.nn.init.constant_(next(getattr(r, network).parameters()), float("inf"))
+        return losses
+
+    monkeypatch.setattr(cells, "iterate", spoiling)
+    with pytest.raises(FloatingPointError, match="DCGAN: loss or weights not finite by iteration 6"):
+        train_one(cells, cells.profile_settings("smoke", "DCGAN"), tiny, tmp_path, CPU, save_seconds=0)
+    saved = cells.read_saved(tmp_path / "DCGAN.checkpoint.pt", cells.WEIGHTS)
+    assert saved["iteration"] == 5 and all(weight.isfinite().all() for weight in saved[network].values())
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(cells, tiny, tmp_path):

@@ -19,7 +19,7 @@ def load_cells(path=NOTEBOOK, tags=("setup", "parameters", "define"), **paramete
     """
     module = ModuleType("wgan_gp_cells")
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    for number, cell in enumerate(json.loads(Path(path).read_text())["cells"]):
+    for number, cell in enumerate(json.loads(Path(path).read_text("utf-8"))["cells"]):
         found = set(cell["metadata"].get("tags", ()))
         if cell["cell_type"] != "code" or not found & set(tags):
             continue
