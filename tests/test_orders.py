@@ -192,6 +192,7 @@ def test_stopped_evaluated_and_run_again(open_session):
     at = re.search(r"saved at iteration (\d+)", session.train("DCGAN", stop_at=r"DCGAN: +[1-9]"))[1]
     text = session.run(*session.pick("7. 8.", ("define", "evaluate")))
     assert "Error" not in text and f"{at} iterations, " in text and f" | {at} | " in text
+    assert not (session.models / "scores" / "DCGAN.pt").exists()  # else it would count as one of the finished ones
     assert "Error" not in session.train("DCGAN")
     resumed = session.weights()
     session.run("START = 'afresh'")
