@@ -24,11 +24,17 @@ raise KeyboardInterrupt("saved at iteration 7")"""
 
 @pytest.fixture
 def start(tmp_path):
-    """start(source, *arguments) -> the process of tools/run.py with a notebook of parameters and one other cell."""
+    """start(source, *arguments) -> the process of tools/run.py with a notebook of parameters and one other cell.
 
-    def run(source, *arguments):
+    `later` is the source of a cell after it, which an earlier run has executed.
+    """
+
+    def run(source, *arguments, later=None):
         cells = [nbformat.v4.new_code_cell("SEED = 0\nMETHODS = 'all'", metadata={"tags": ["parameters"]})]
         cells += [nbformat.v4.new_markdown_cell("## 1 Work\nProse."), nbformat.v4.new_code_cell(source)]
+        if later:
+            old = nbformat.v4.new_output("stream", text="of an earlier run\n")
+            cells.append(nbformat.v4.new_code_cell(later, outputs=[old], execution_count=9))
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "small.ipynb")
         command = [sys.executable, "-c", PATCHED, "--output", "executed.ipynb", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
@@ -43,14 +49,17 @@ def test_parameters_arrive_and_the_run_is_written(start, tmp_path):
     assert process.returncode == 0
     assert "[cell 2/2] 1 Work\n4 DCGAN, WGAN\n" in shown
     assert "The executed notebook: executed.ipynb" in shown
-    assert nbformat.read(tmp_path / "executed.ipynb", 4).cells[2].outputs[0].text == "4 DCGAN, WGAN\n"
+    about, *_, last = nbformat.read(tmp_path / "executed.ipynb", 4).cells
+    assert "with `SEED = 3`, `METHODS = 'DCGAN, WGAN'`" in about.source and last.outputs[0].text == "4 DCGAN, WGAN\n"
 
 
 def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
-    process = start("print('so far')\nraise ValueError('wrong')")
+    process = start("print('so far')\nraise ValueError('wrong')", later="print('never')")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Stopped. ValueError: wrong" in errors
-    assert nbformat.read(tmp_path / "executed.ipynb", 4).cells[2].outputs[0].text == "so far\n"
+    *_, failed, later = nbformat.read(tmp_path / "executed.ipynb", 4).cells
+    assert failed.outputs[0].text == "so far\n"
+    assert not later.outputs and later.execution_count is None  # what an earlier run left there is gone
 
 
 def test_an_unknown_parameter_is_refused_before_a_kernel_starts(start, tmp_path):

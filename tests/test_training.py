@@ -497,7 +497,7 @@ def test_the_stop_button_saves_all_trainings(cells, tiny, tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(cells, "watched", remembered)
         patch.setattr(cells, "generator_step", stopping)
-        with pytest.raises(KeyboardInterrupt, match=r"saved at iteration 4 \(WGAN-GP\), 6 \(WGAN\); run again"):
+        with pytest.raises(KeyboardInterrupt, match=r"saved at iteration 4 \(WGAN-GP\), 6 \(WGAN\); DCGAN not begun; run again"):
             train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
     capsys.readouterr()
     resumed = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
@@ -579,7 +579,9 @@ def test_stop_loses_nothing_of_those_whose_turn_it_is_not(
     with monkeypatch.context() as patch:
         patch.setattr(cells, "watched", remembered)
         patch.setattr(cells, "stages", stopping)
-        with pytest.raises(KeyboardInterrupt, match=r"saved at iteration \d+ \(DCGAN\), \d+ \(WGAN\); run again"):
+        with pytest.raises(
+            KeyboardInterrupt, match=r"saved at iteration \d+ \(DCGAN\), \d+ \(WGAN\); WGAN-GP not begun; run again"
+        ):
             train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness, save_seconds=0)
     resumed = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
     printed = capsys.readouterr().out

@@ -24,6 +24,8 @@ from nbclient.exceptions import CellExecutionError
 from notebook_cells import NOTEBOOK
 from traitlets.config import Config
 
+ABOUT = """**Run of {:%d %B %Y, %H:%M}**, with {}. Its outputs stand below. The table and the picture that follow here,
+and whatever is said of *the committed run*, are of another run."""
 PATIENCE = 120  # seconds that a training has to save where nbclient's own Ctrl-C ends the kernel (Windows)
 
 
@@ -83,7 +85,13 @@ def set_parameters(notebook, parameters):
 
 
 def execute(notebook, folder, echo=True):
-    """Run all cells of `notebook`, in place, in a fresh kernel whose working directory is `folder`."""
+    """Run all cells of `notebook`, in place, in a fresh kernel whose working directory is `folder`.
+
+    Outputs of an earlier run are removed first, so that none passes for this run's if it does not come to its end.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
     kind = EchoingClient if echo else InterruptibleClient
     client = kind(
         notebook,
@@ -115,10 +123,13 @@ def main():
     parser.add_argument("--output", type=Path, default=Path(f"runs/wgan_gp-{datetime.now():%Y%m%d-%H%M%S}.ipynb"))
     chosen = parser.parse_args()
     notebook = nbformat.read(NOTEBOOK, 4)
+    parameters = {name: literal(value) for name, value in chosen.parameters}
     try:
-        set_parameters(notebook, {name: literal(value) for name, value in chosen.parameters})
+        set_parameters(notebook, parameters)
     except ValueError as error:
         sys.exit(str(error))
+    given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items()) or "the defaults"
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(ABOUT.format(datetime.now(), given)))
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # an interrupt leaves nbclient's tasks unfinished
     failure = None
