@@ -497,7 +497,9 @@ def test_the_stop_button_saves_all_trainings(cells, tiny, tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(cells, "watched", remembered)
         patch.setattr(cells, "generator_step", stopping)
-        with pytest.raises(KeyboardInterrupt, match=r"saved at iteration 4 \(WGAN-GP\), 6 \(WGAN\); DCGAN not begun; run again"):
+        with pytest.raises(
+            KeyboardInterrupt, match=r"saved at iteration 4 \(WGAN-GP\), 6 \(WGAN\); DCGAN not begun; run again"
+        ):
             train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
     capsys.readouterr()
     resumed = train_all(cells, trainings, tiny, tmp_path, CPU, judge=brightness)
