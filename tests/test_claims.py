@@ -319,6 +319,21 @@ def test_results_that_are_not_there_or_unfinished_are_named(cells, capsys, monke
     assert len(cells.read_results("some")) == 2 and "n 1; abacus" in capsys.readouterr().out
 
 
+def test_what_is_missing_of_several_trainings_is_named(cells, run, tiny, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cells, "models", tmp_path)
+    for method in ("DCGAN", "WGAN"):
+        r = run(method, iterations=1)
+        cells.iterate(r, tiny.train)
+        cells.save_run(r, tmp_path)
+    assert len(cells.read_finished("DCGAN.pt", "WGAN.pt")) == 2
+    capsys.readouterr()
+    assert cells.read_finished("DCGAN.pt", "WGAN.pt", "rmsprop/WGAN-GP.pt") == []
+    assert "Left out: needs rmsprop/WGAN-GP.pt, finished, in" in capsys.readouterr().out
+    cells.save_run(run("WGAN", iterations=2), tmp_path)
+    assert cells.read_finished("DCGAN.pt", "WGAN.pt") == []
+    assert "Left out: needs DCGAN.pt, WGAN.pt, finished, in" in capsys.readouterr().out
+
+
 def test_verdicts(cells):
     assert cells.verdict({"a": True, "b": True}) == "reproduced (2 of 2)"
     assert cells.verdict({"a": True, "b": False}) == "partly (1 of 2)"
