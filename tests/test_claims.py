@@ -303,6 +303,9 @@ def test_an_experiment_is_kept_until_its_size_changes(cells, tmp_path, capsys):
     assert cells.read_saved(tmp_path / "measured.pt", cells.EXPERIMENT)["results"][1] == {"case": "b", "n": 3}
     experiment(3, "afresh")
     assert calls[7:] == [("a", 3), ("b", 3)]
+    for cases in ([("a",), ("b",), ("c",)], [("c",), ("a",)]):  # more of them: the first are kept; others: none is
+        cells.run_experiment("measured", measure, cases, {"n": 3, "seeds": 1}, tmp_path, "resume")
+    assert calls[9:] == [("c", 3), ("c", 3), ("a", 3)]
     (tmp_path / "measured.pt").write_bytes(b"no experiment")
     with pytest.raises(ValueError, match=r"measured\.pt is no readable checkpoint"):
         experiment(3)
