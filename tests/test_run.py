@@ -62,6 +62,12 @@ def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
     assert not later.outputs and later.execution_count is None  # what an earlier run left there is gone
 
 
+def test_a_kernel_that_does_not_end_when_asked_is_ended(start, tmp_path):
+    process = start("import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()")
+    shown, _ = process.communicate(timeout=45)
+    assert process.returncode == 0 and "The executed notebook: executed.ipynb" in shown
+
+
 def test_an_unknown_parameter_is_refused_before_a_kernel_starts(start, tmp_path):
     process = start("print('never')", "-p", "SEEDS", "3")
     shown, errors = process.communicate(timeout=60)

@@ -93,6 +93,7 @@ def execute(notebook, folder, echo=True):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     kind = EchoingClient if echo else InterruptibleClient
+    waiting = {"shutdown_wait_time": PATIENCE} if sys.platform == "win32" else {}
     client = kind(
         notebook,
         kernel_name="python3",
@@ -101,7 +102,7 @@ def execute(notebook, folder, echo=True):
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
         extra_arguments=["--log-level=ERROR"],
-        config=Config(KernelManager={"shutdown_wait_time": PATIENCE}),
+        config=Config(KernelManager=waiting),
     )
     client.on_notebook_start = client.listen
     if echo:
