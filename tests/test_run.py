@@ -90,7 +90,7 @@ def test_ctrl_c_waits_for_the_saving(start, tmp_path):
 
 def test_a_second_ctrl_c_ends_what_does_not_listen(start, tmp_path):
     process = start(
-        "import time\nopen('started', 'w').close()\nwhile True:\n    try:\n        time.sleep(60)\n"
+        "import time\nwhile True:\n    try:\n        open('started', 'w').close()\n        time.sleep(60)\n"
         "    except KeyboardInterrupt:\n        open('deaf', 'w').close()"
     )
     for name in ("started", "deaf"):
