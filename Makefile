@@ -1,65 +1,65 @@
-# make run | evaluate | test | lab | publish | bench | search | stress      (the README says what each does)
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/ready
 
 # Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not.
-PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS INCEPTION CHANGES DATA_DIR MODELS_DIR IMAGES_DIR
-GIVEN := $(foreach p,$(PARAMETERS),$(if $(findstring command,$(origin $(p))),-p $(p) '$(subst ','\'',$($(p)))'))
+PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS SAVE_SAMPLES CHANGES DATA_DIR MODELS_DIR IMAGES_DIR
+typed  = $(findstring command,$(origin $1))
+quoted = '$(subst ','\'',$1)'
+GIVEN := $(foreach p,$(PARAMETERS),$(if $(call typed,$p),-p $p $(call quoted,$($p))))
+FETCH  = $(VENV)/bin/python tools/fetch_data.py $(call quoted,$(if $(call typed,DATASET),$(DATASET),fashion-mnist)) \
+	$(call quoted,$(if $(call typed,DATA_DIR),$(DATA_DIR),data))
 
 # Whatever else is given there is a mistake, which would otherwise be passed over.
-TYPED   := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v))
-UNKNOWN := $(filter-out $(PARAMETERS) PYTHON VENV,$(TYPED))
+UNKNOWN := $(filter-out $(PARAMETERS) PYTHON VENV,$(foreach v,$(.VARIABLES),$(if $(call typed,$v),$v)))
 $(if $(UNKNOWN),$(error no such parameter: $(UNKNOWN); allowed: $(PARAMETERS)))
 
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1
 
-.PHONY: run evaluate test browser stress lab publish bench search clean
+.PHONY: help run evaluate test browser stress lab publish bench search clean
 
-run: $(READY)
-	$(VENV)/bin/python tools/run.py $(GIVEN)
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@echo "run, evaluate and publish take the notebook's parameters: make run PROFILE=smoke METHODS=WGAN-GP"
 
-# Fresh samples, figures, scores and claims from what has been saved, yours or the published; no GAN is trained.
-evaluate: $(READY)
-	$(VENV)/bin/python tools/run.py $(GIVEN) -p TRAIN False
+run: $(READY) ## train, evaluate, test the claims; the executed notebook goes to runs/
+	@$(FETCH)
+	$(VENV)/bin/python tools/run_notebook.py $(GIVEN)
 
-test: $(READY)
+evaluate: $(READY) ## fresh samples, scores and claims from saved weights, yours or the published
+	@$(FETCH)
+	$(VENV)/bin/python tools/run_notebook.py $(GIVEN) -p TRAIN False
+
+test: $(READY) ## lint and tests
+	@$(FETCH)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What tests/test_jupyterlab.py needs, else skipped: Chromium from Debian's packages (asks for sudo), playwright in .venv.
-browser: $(READY)
+browser: $(READY) ## install what the JupyterLab test needs (Debian's Chromium, asks for sudo)
 	$$([ "$$(id -u)" = 0 ] || echo sudo) apt-get install --yes --no-install-recommends chromium
 	$(VENV)/bin/python -m pip install --quiet playwright
 
-# A hundred kills and five hundred damaged files (about five minutes on 2 cores); `make test` has ten and 260.
-stress: $(READY)
+stress: $(READY) ## a hundred kills and five hundred damaged files
 	$(VENV)/bin/python tests/stress.py --kills 100 --damages 500
 
-lab: $(READY)
+lab: $(READY) ## open the notebook in JupyterLab
 	$(VENV)/bin/jupyter lab wgan_gp.ipynb
 
-# Run the notebook alone in a fresh folder, then put its outputs, figures, weights and tables in the places that are
-# committed: with the finished trainings of the long profile (or of another DATASET and its PROFILE) if they are in
-# saved_models/, else with the published weights, evaluated anew; beside them the scores of the other runs that are there.
-given = $(if $(findstring command,$(origin $1)),$($1))
-RUN := $(or $(call given,DATASET),fashion-mnist)-$(or $(call given,PROFILE),long)-seed$(or $(call given,SEED),0)
-FINISHED := $(wildcard saved_models/$(RUN))
-publish: $(READY)
-	$(VENV)/bin/python tools/publish.py -p PROFILE long -p TRAIN False $(GIVEN) $(addprefix --trained ,$(FINISHED)) \
-		--beside $(filter-out $(FINISHED),$(wildcard saved_models/*-seed*))
+publish: $(READY) ## run the notebook in a fresh folder, then install its outputs, figures and weights
+	@$(FETCH)
+	$(VENV)/bin/python tools/publish.py $(GIVEN)
 
-# Training beside the usual loop, step by step (about half an hour on 2 cores).
-bench: $(READY)
+bench: $(READY) ## training beside the usual loop, step by step
+	@$(FETCH)
 	$(VENV)/bin/python benchmarks/training_speed.py
 
-# The comparison that chose the settings of the quick profile (about 50 minutes on 2 cores).
-search: $(READY)
+search: $(READY) ## the comparison that chose the settings of the quick profile
+	@$(FETCH)
 	$(VENV)/bin/python benchmarks/quick_settings.py
 
-clean:
+clean: ## remove the virtual environment, executed notebooks and caches
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache
 
 $(READY): requirements.txt requirements-dev.txt

@@ -1,10 +1,11 @@
-"""Open a data set of CelebA's size: how long decoding takes, how long the second start, how much memory.
+"""Open a data set of CelebA's size: time to decode it, time of the second start, memory.
 
     python benchmarks/large_data.py [--images 202599] [--folder DIR]
 
-CelebA itself may not be passed on, so this writes five hundred pictures of its size (178 x 218, JPEG) and gives each as
-many names, by hard links, as it takes to have CelebA's number of files, with its five text files beside them. They are
-read by torchvision's CelebA reader through the notebook's own cells, each part in a process of its own.
+CelebA itself may not be passed on, so this writes five hundred pictures of its size (178 x 218,
+JPEG) and gives each as many names, by hard links, as it takes to have as many files as CelebA,
+with its five text files beside them. They are read by torchvision's CelebA reader through the
+notebook's own cells, each part in a process of its own.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from torchvision import datasets  # noqa: E402
 
 
 def write(root, n, different=500):
-    """CelebA's files under `root`, with `n` images: four fifths for training, a tenth each for the others."""
+    """CelebA's files under `root`, with `n` images: four fifths for training."""
     rng = np.random.default_rng(0)
     images = root / "celeba" / "img_align_celeba"
     images.mkdir(parents=True)
@@ -43,7 +44,10 @@ def write(root, n, different=500):
         "list_eval_partition.txt": ("", part),
         "identity_CelebA.txt": ("", [1] * n),
         "list_bbox_celeba.txt": (f"{n}\nimage_id x_1 y_1 width height\n", ["1 1 100 100"] * n),
-        "list_landmarks_align_celeba.txt": (f"{n}\n{' '.join('p' * 10)}\n", [" ".join("0" * 10)] * n),
+        "list_landmarks_align_celeba.txt": (
+            f"{n}\n{' '.join('p' * 10)}\n",
+            [" ".join("0" * 10)] * n,
+        ),
         "list_attr_celeba.txt": (f"{n}\n{' '.join('a' * 40)}\n", [" ".join(["1", "-1"] * 20)] * n),
     }
     for name, (head, rows) in tables.items():
@@ -52,8 +56,9 @@ def write(root, n, different=500):
 
 
 def open_once(root):
-    """Load the data set and draw a thousand batches; print seconds and this process's peak memory."""
-    datasets.CelebA.file_list = [(link, None, name) for link, _, name in datasets.CelebA.file_list]  # other checksums
+    """Load the data set and draw a thousand batches; print seconds and peak memory."""
+    files = datasets.CelebA.file_list
+    datasets.CelebA.file_list = [(link, None, name) for link, _, name in files]  # other checksums
     with tempfile.TemporaryDirectory() as unused:
         folders = {"DATA_DIR": str(root), "MODELS_DIR": unused, "IMAGES_DIR": unused}
         cells = load_cells(PROFILE="quick", DEVICE="cpu", DATASET="celeba", **folders)
@@ -64,16 +69,20 @@ def open_once(root):
         for _ in range(1000):
             cells.draw_real(data.train, 64, rng)
         drawn = time.monotonic() - start - loaded
-    (line,) = [line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM")]
-    peak = int(line.split()[1]) / 1e6
-    print(f"{len(data.train):,} + {len(data.test):,} images {list(data.train.shape[1:])}: loaded in {loaded:.1f} s, "
-          f"1,000 batches of 64 drawn in {drawn:.1f} s, peak memory {peak:.1f} GB")  # fmt: skip
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1e6
+    print(
+        f"{len(data.train):,} + {len(data.test):,} images {list(data.train.shape[1:])}: loaded in "
+        f"{loaded:.1f} s, 1,000 batches of 64 drawn in {drawn:.1f} s, peak memory {peak:.1f} GB"
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=202_599)
-    parser.add_argument("--folder", type=Path, help="where to put them (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put them (default: a temporary folder)"
+    )
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.open:

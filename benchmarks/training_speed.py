@@ -1,23 +1,27 @@
-"""Time the notebook's training beside the usual loop, alternating in one run, with the notebook's own cells.
+"""Time the notebook's training beside the usual loop, alternating in one run, with its own cells.
 
-    python benchmarks/training_speed.py [--alternations 7] [--widths 32 64 128] [--batches 64 512] [--no-table]
+    python benchmarks/training_speed.py [--alternations 7] [--widths 32 64 128] [--batches 64 512]
+                                        [--no-table]
 
-Both train WGAN-GP with the same networks, batch and penalty. The usual loop is written as most repositories have it:
-a DataLoader with per-image transforms, float32, samples whose graph reaches into the generator during the critic's
-step, PyTorch's own layers, an optimiser with its defaults, critic weights that collect gradients in the generator's
-step, and a loss fetched after every step.
+Both train WGAN-GP with the same networks, batch and penalty. The usual loop is written as most
+repositories have it: a DataLoader with per-image transforms, float32, samples whose graph reaches
+into the generator during the critic's step, the penalty by automatic differentiation, an optimiser
+with its defaults, critic weights that collect gradients in the generator's step, and a loss fetched
+after every step.
 
-How the columns are made. The two take turns of half a second (a fifth on a GPU), or of one critic step and one
-generator step if these take longer. Times are medians of the turns' means; the ratio is the median of the turns' ratios
-(with the lowest and the highest), for one generator iteration with five critic steps, drawing the data included.
-"Share" is the arithmetic of that iteration per second, divided by the rate that a product of two 2048 x 2048 matrices
-reaches in the same run and precision; the arithmetic is counted in the steps as they run, by PyTorch's own formulas:
-convolutions and matrix products, a multiply-add as two operations. Peak memory is that of a process of its own that
-does two iterations.
+How the columns are made. The two take turns of half a second (a fifth on a GPU), or of one critic
+step and one generator step if these take longer. Times are medians of the turns' means; the ratio
+is the median of the turns' ratios (with the lowest and the highest), for one generator iteration
+with five critic steps, drawing the data included. "Share" is the arithmetic of that iteration per
+second, divided by the rate that a product of two 2048 x 2048 matrices reaches in the same run and
+precision; the arithmetic is counted in the steps as they run, by PyTorch's own formulas:
+convolutions and matrix products, a multiply-add as two operations. Peak memory is that of a process
+of its own that does two iterations.
 
-On a CUDA device the steps are timed one by one as elsewhere, each until the device has finished, but the notebook's
-iteration is timed as it is trained: fifty of them in a row, replayed from a graph. The columns from "iterations/s" on
-are about these. The product is one of 8192 x 8192, and peak memory what PyTorch allocated there in five iterations.
+On a CUDA device the steps are timed one by one as elsewhere, each until the device has finished,
+but the notebook's iteration is timed as it is trained: fifty of them in a row, replayed from a
+graph. The columns from "iterations/s" on are about these. The product is one of 8192 x 8192, and
+peak memory what PyTorch allocated there in five iterations.
 """
 
 import argparse
@@ -30,6 +34,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -47,12 +52,16 @@ from torchvision import transforms  # noqa: E402
 
 SHAPES = {28: (1, 28, 28), 32: (3, 32, 32)}
 N_CRITIC = 5
-TURN = (0.5, 0.2)  # seconds that each of two loops has before it is the other's turn, on a CPU and on a GPU
-PRODUCT = (2048, 8192)  # rows of the matrices whose product is what a CPU, and a GPU, can reach
+TURN = (0.5, 0.2)  # seconds of each loop before it is the other's turn, on a CPU and on a GPU
+PRODUCT = (2048, 8192)  # rows of the matrices whose product shows what a CPU, and a GPU, can do
+
+
+HEADER = ["pixels", "batch", "width", "draw, ms", "critic step, ms", "generator step, ms"]
+HEADER += ["iterations/s", "images/s", "times as fast", "share", "peak memory, MB"]
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Images as PIL pictures with torchvision transforms, one at a time, as a torchvision data set gives them."""
+    """PIL pictures with transforms, one at a time, as a torchvision data set gives them."""
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
 
@@ -72,17 +81,13 @@ class Usual:
     def __init__(self, cells, settings, images, device):
         self.settings, self.device = settings, device
         networks = cells.build_networks(settings, images.shape[1:], device)
-        self.generator, self.critic = (net.to(memory_format=torch.contiguous_format) for net in networks)
-        for layers in (self.generator.layers, self.critic.layers):
-            for layer in layers:
-                if isinstance(layer, cells.ImageConv | cells.ConvTranspose | cells.ImageConvTranspose):
-                    layer.__class__ = type(layer).__base__  # the same weights in PyTorch's own layer
+        networks = [network.to(memory_format=torch.contiguous_format) for network in networks]
+        self.generator, self.critic = networks
         betas = (float(settings.beta1), float(settings.beta2))
-        self.optimizers = [
-            torch.optim.Adam(net.parameters(), lr=settings.learning_rate, betas=betas)
-            for net in (self.critic, self.generator)
-        ]
-        self.loader = DataLoader(Pictures(images), settings.batch_size, shuffle=True, drop_last=True)
+        options = {"lr": settings.learning_rate, "betas": betas}
+        self.optimizers = [torch.optim.Adam(net.parameters(), **options) for net in networks[::-1]]
+        options = {"shuffle": True, "drop_last": True}
+        self.loader = DataLoader(Pictures(images), settings.batch_size, **options)
         self.batches = iter(self.loader)
 
     def draw(self):
@@ -100,9 +105,11 @@ class Usual:
         epsilon = torch.rand(len(real), 1, 1, 1, device=self.device)
         mixed = (epsilon * real + (1 - epsilon) * fake).requires_grad_(True)
         score = self.critic(mixed)
-        gradient = torch.autograd.grad(score, mixed, torch.ones_like(score), create_graph=True, retain_graph=True)[0]
+        options = {"create_graph": True, "retain_graph": True}
+        gradient = torch.autograd.grad(score, mixed, torch.ones_like(score), **options)[0]
         penalty = ((gradient.flatten(1).norm(2, dim=1) - 1) ** 2).mean()
-        loss = self.critic(fake).mean() - self.critic(real).mean() + self.settings.penalty_weight * penalty
+        loss = self.critic(fake).mean() - self.critic(real).mean()
+        loss = loss + self.settings.penalty_weight * penalty
         self.optimizers[0].zero_grad()
         loss.backward()
         self.optimizers[0].step()
@@ -123,17 +130,21 @@ class Ours:
         self.cells, self.images = cells, images.to(device)
         networks = cells.build_networks(settings, images.shape[1:], device)
         self.run = cells.new_run(settings, networks, device, precision)
+        self.run.gradient = cells.written_out_gradient
         cells.set_pace(self.run)
 
     def draw(self):
-        return self.run.draw(self.images, self.run.settings.batch_size)
+        return self.cells.draw_real(self.images, self.run.settings.batch_size, self.run.rng)
 
     def critic_step(self, real):
         return self.cells.critic_step(self.run, real)
 
     def generator_step(self):
         loss = self.cells.generator_step(self.run)
-        self.cells.update_average(self.run)
+        pair = (self.run.average.parameters(), self.run.generator.parameters())
+        with torch.no_grad():
+            for mean, value in zip(*pair, strict=True):
+                mean.lerp_(value, 1 - self.run.average_decay)
         return loss
 
 
@@ -154,7 +165,7 @@ def timed(device, work, *arguments):
 
 
 def turn(loop, device, at_least=None):
-    """Mean seconds of {draw, critic step, generator step} over as many rounds as take `at_least` seconds, or one."""
+    """Mean seconds of {draw, critic, generator step} in `at_least` seconds of rounds, or one."""
     at_least = TURN[device.type == "cuda"] if at_least is None else at_least
     start, rounds = time.perf_counter(), []
     while not rounds or time.perf_counter() - start < at_least:
@@ -171,12 +182,12 @@ def iteration(seconds):
 
 
 def whole_turn(steps, device, repeats):
-    """Mean seconds of a generator iteration over as many of `steps`, which come from a graph on CUDA."""
+    """Mean seconds of a generator iteration over so many of `steps`, from a graph on CUDA."""
     return timed(device, lambda: [next(steps) for _ in range(repeats)])[0] / repeats
 
 
 class Flops(TorchDispatchMode):
-    """Counts floating-point operations while it is active, by PyTorch's own formulas for each operation."""
+    """Counts floating-point operations while it is active, by PyTorch's own formulas."""
 
     total = 0
 
@@ -190,47 +201,55 @@ class Flops(TorchDispatchMode):
 def flops(loop):
     """Floating-point operations of one iteration, a multiply-add counted as two."""
     counts = []
-    for work, arguments, times in ((loop.critic_step, [loop.draw()], N_CRITIC), (loop.generator_step, [], 1)):
-        with Flops() as counter:
-            work(*arguments)
-        counts.append(times * counter.total)
-    return sum(counts)
+    with Flops() as counter:
+        loop.critic_step(loop.draw())
+    counts.append(N_CRITIC * counter.total)
+    with Flops() as counter:
+        loop.generator_step()
+    return sum(counts) + counter.total
 
 
-def attainable(cells, device, precision, repeats=5):
+def attainable(device, precision, repeats=5):
     """Floating-point operations per second of a matrix product in `precision`, the best of some."""
-    n = PRODUCT[device.type == "cuda"]
+    n, best = PRODUCT[device.type == "cuda"], 0
     a, b = torch.randn(2, n, n, device=device).unbind()
     products = [partial(torch.mm, a, b)]
     if device.type == "cpu" and precision == "float32" and torch.backends.mkldnn.is_available():
-        # torch.mm is MKL's, not at its best on every processor; oneDNN, which has the convolutions, has a product too
+        # torch.mm is MKL's, not at its best on every processor; oneDNN, which has the convolutions,
+        # has a product too
         products.append(partial(nn.functional.linear, a.to_mkldnn(), b.to_mkldnn()))
-    with torch.no_grad(), cells.autocast(device, precision):
-        return max(2 * n**3 / timed(device, product)[0] for product in products for _ in range(repeats))
+    lower = precision == "bfloat16"
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=lower):
+        for product in products * repeats:
+            best = max(best, 2 * n**3 / timed(device, product)[0])
+    return best
 
 
 def resident_peak():
-    """Largest resident memory of this process so far, bytes (getrusage would include the process that started it)."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM")]
-    return 1024 * int(line.split()[1])
+    """Largest resident memory so far, bytes (getrusage would include who started the process)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
 
 def peak_memory(cells, kind, *size):
-    """Peak memory, MB, of two iterations in a process of their own, on a GPU of five in this one."""
+    """Peak memory, MB, of two iterations in a process of their own, on a GPU of five in here."""
     if cells.device.type == "cuda":
         return memory_here(cells, kind, *size)
-    command = [sys.executable, __file__, "--memory-of", kind, *map(str, size), "--precision", cells.precision]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    command = [sys.executable, __file__, "--memory-of", kind, *map(str, size)]
+    command += ["--precision", cells.precision]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(found.split()[-1])
 
 
 def prepare(cells, width, batch, pixels):
     """(settings, random images uint8) of one row of the table."""
-    settings = cells.profile_settings("full", "WGAN-GP", width=width, batch_size=batch)
-    return settings, torch.randint(256, (max(2 * batch, 256), *SHAPES[pixels]), dtype=torch.uint8)
+    settings = cells.profile_settings("paper", "WGAN-GP", width=width, batch_size=batch)
+    shape = (max(2 * batch, 256), *SHAPES[pixels])
+    return settings, torch.randint(256, shape, dtype=torch.uint8)
 
 
 def memory_here(cells, kind, *size):
-    """Peak memory, MB, of a few iterations in this process: resident, or on a GPU allocated there by PyTorch."""
+    """Peak memory, MB, of a few iterations here: resident, or allocated on a GPU by PyTorch."""
     settings, images = prepare(cells, *size)
     if cells.device.type != "cuda":
         loop = make_loop(cells, kind, settings, images)
@@ -250,6 +269,11 @@ def memory_here(cells, kind, *size):
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
+def medians(turns):
+    """{kind: median over the turns} of a list of {kind: seconds}."""
+    return {kind: statistics.median(turn[kind] for turn in turns) for kind in turns[0]}
+
+
 def row(cells, width, batch, pixels, alternations):
     """One line of the table."""
     device = cells.device
@@ -264,11 +288,12 @@ def row(cells, width, batch, pixels, alternations):
         if device.type == "cuda":
             whole_turn(steps, device, 10)
         for _ in range(alternations):
-            rates.append(attainable(cells, device, cells.precision))
+            rates.append(attainable(device, cells.precision))
             for kind, loop in loops.items():
                 turns[kind].append(turn(loop, device))
-            whole.append(whole_turn(steps, device, 50) if device.type == "cuda" else iteration(turns["ours"][-1]))
-    usual, ours = ({k: statistics.median(t[k] for t in ts) for k in ts[0]} for ts in turns.values())
+            seconds = iteration(turns["ours"][-1])
+            whole.append(whole_turn(steps, device, 50) if device.type == "cuda" else seconds)
+    usual, ours = (medians(found) for found in turns.values())
     ratios = [iteration(u) / w for u, w in zip(turns["usual"], whole, strict=True)]
     whole = statistics.median(whole)
     share = flops(loops["ours"]) / whole / statistics.median(rates)
@@ -281,47 +306,48 @@ def row(cells, width, batch, pixels, alternations):
     ]  # fmt: skip
 
 
-def evaluation(cells):
-    """Seconds of what the evaluation does with 10,000 samples at the quick profile's size, and of the classifier."""
-    data = cells.load_images(cells.source, cells.DATA_DIR, cells.device)
-    train = cells.train_classifier
-    seconds, classifier = timed(cells.device, train, data, cells.CLASSIFIER_IMAGES, cells.device, cells.precision)
-    lines = [f"classifier: {seconds:.0f} s, {cells.accuracy_of(classifier, data):.1%} test accuracy"]
+def evaluation(cells, data_dir):
+    """What a judge's training takes, and the scores of 10,000 samples of `quick`'s networks."""
+    device = cells.device
+    data = cells.load_images(cells.source, data_dir, device)
+    classifier = cells.Classifier(data.train.shape[1:], len(data.names)).to(device)
+    seconds, _ = timed(device, cells.train_classifier, classifier, data, 240_000)
+    judge = cells.Judge(classifier, data)
     settings = cells.profile_settings("quick", "WGAN-GP")
-    generator = cells.build_networks(settings, data.train.shape[1:], cells.device)[0].eval()
-    real, _ = cells.describe(classifier, data.test)
+    generator = cells.build_networks(settings, data.train.shape[1:], device)[0].eval()
 
     def evaluate():
-        pictures = cells.generate(generator, torch.randn(10_000, settings.latent_size, device=cells.device))
-        return cells.all_scores(real, cells.describe(classifier, pictures), "classes")
+        z = torch.randn(10_000, settings.latent_size, device=device)
+        return judge.scores(cells.generate(generator, z), thorough=True)
 
-    return [*lines, f"10,000 samples, drawn and scored by every metric: {timed(cells.device, evaluate)[0]:.1f} s"]
+    return [
+        f"classifier: {seconds:.0f} s, {judge.accuracy:.1%} test accuracy",
+        f"10,000 samples, drawn and scored by every metric: {timed(device, evaluate)[0]:.1f} s",
+    ]
 
 
 def side_by_side(cells, alternations, iterations=None):
-    """How much faster the three trainings of a profile are side by side than one after the other with all threads.
+    """How much faster a profile's trainings are side by side than in turn with all threads."""
+    device = cells.device
+    images = torch.randint(256, (256, 1, 28, 28), dtype=torch.uint8).to(device)
+    profile, usual = ("standard", 600) if device.type == "cuda" else ("quick", 20)
+    iterations, runs = iterations or usual, []
+    for method in cells.PAPER:
+        settings = cells.profile_settings(profile, method)
+        networks = cells.build_networks(settings, images.shape[1:], device)
+        runs.append(cells.new_run(settings, networks, device, cells.precision))
+        if settings.penalty_weight:
+            runs[-1].gradient = cells.written_out_gradient
 
-    `iterations` of each are one turn.
-    """
-    images, device = torch.randint(256, (256, 1, 28, 28), dtype=torch.uint8).to(cells.device), cells.device
-    profile, turns, usual = ("standard", 1, 600) if device.type == "cuda" else ("quick", 10, 2)
-    iterations = iterations or usual
-    settings = [cells.profile_settings(profile, method) for method in cells.PAPER]
-    networks = [cells.build_networks(chosen, images.shape[1:], device) for chosen in settings]
-    runs = [cells.new_run(s, n, device, cells.precision) for s, n in zip(settings, networks, strict=True)]
-
-    def job(run, left, repeats):
+    def job(run):
         with cells.iterating(run, images) as steps:
-            seconds = whole_turn(steps, device, repeats)
-        left[run.settings.method] -= repeats
-        return left[run.settings.method] * seconds
+            whole_turn(steps, device, iterations)
 
     def all_of_them(n):
-        left = {run.settings.method: turns * iterations for run in runs}
-        repeats = iterations * (turns if n == 1 else 1)  # in turn: each to its end
-        cells.side_by_side({run.settings.method: partial(job, run, left, repeats) for run in runs}, n)
+        cells.side_by_side([partial(job, run) for run in runs], n, lambda: None)
 
-    at_once, ratios = cells.at_once(len(runs), device), []
+    at_once = len(runs) if device.type == "cuda" else min(len(runs), torch.get_num_threads())
+    ratios = []
     for _ in range(1 + alternations):  # the first warms up
         one, several = (timed(device, all_of_them, n)[0] for n in (1, at_once))
         ratios.append(one / several)
@@ -338,8 +364,8 @@ def main():
     parser.add_argument("--pixels", type=int, nargs="+", default=[28, 32], choices=SHAPES)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
-    parser.add_argument("--no-table", action="store_true", help="leave benchmarks/README.md alone")
-    parser.add_argument("--no-evaluation", action="store_true", help="leave out classifier, scores, side by side")
+    parser.add_argument("--no-table", action="store_true", help="leave the README alone")
+    parser.add_argument("--no-evaluation", action="store_true", help="time the steps alone")
     parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as unused:
@@ -349,31 +375,29 @@ def main():
             kind, *size = chosen.memory_of
             print(memory_here(cells, kind, *map(int, size)))
             return
-        rows = []
-        for pixels in chosen.pixels:
-            for batch in chosen.batches:
-                for width in chosen.widths:
-                    rows.append(row(cells, width, batch, pixels, chosen.alternations))
-                    print(rows[-1], flush=True)
-        lines = [] if chosen.no_evaluation else evaluation(cells)
+        rows, lines = [], []
+        for pixels, batch, width in product(chosen.pixels, chosen.batches, chosen.widths):
+            rows.append(row(cells, width, batch, pixels, chosen.alternations))
+            print(rows[-1], flush=True)
+        if not chosen.no_evaluation:
+            lines = evaluation(cells, Path(chosen.data_dir))
         if lines and cells.device.type != "mps":
             lines.append(side_by_side(cells, chosen.alternations))
-    header = ["pixels", "batch", "width", "draw, ms", "critic step, ms", "generator step, ms", "iterations/s",
-              "images/s", "times as fast", "share", "peak memory, MB"]  # fmt: skip
-    note = (
-        f"Usual / ours where there are two numbers. {chosen.alternations} alternations; "
-        f"{cells.processor(cells.device)}, ours in {cells.precision}, torch {torch.__version__.split('+')[0]}. "
-        + "; ".join(lines)
-        + "."
-    )
-    table = f"{cells.markdown_table(header, rows)}\n\n{note}"
+    version = torch.__version__.split("+")[0]
+    made = f"{cells.processor(cells.device)}, ours in {cells.precision}, torch {version}."
+    note = "Usual / ours where there are two numbers. "
+    note += f"{chosen.alternations} alternations; {made} {'; '.join(lines)}"
+    table = f"{cells.markdown_table(HEADER, rows)}\n\n{note}"
     print(table)
     if not chosen.no_table:
         readme = HERE / "README.md"
         where = "" if cells.device.type == "cpu" else f"{cells.device.type} "
-        begin, end = (f"<!-- speed {where}{cells.precision}: {place} -->" for place in ("begin", "end"))
+        begin, end = (
+            f"<!-- speed {where}{cells.precision}: {place} -->" for place in ("begin", "end")
+        )
         block = f"{begin}\n{table}\n{end}"
-        readme.write_text(re.sub(f"{begin}.*{end}", lambda _: block, readme.read_text(), flags=re.DOTALL))
+        text = re.sub(f"{begin}.*{end}", lambda _: block, readme.read_text(), flags=re.DOTALL)
+        readme.write_text(text)
 
 
 if __name__ == "__main__":

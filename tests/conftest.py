@@ -13,35 +13,41 @@ from notebook_cells import NOTEBOOK, load_cells
 
 ROOT = NOTEBOOK.parent
 DATA_DIR = Path(os.environ.get("DATA_DIR", ROOT / "data"))
-
-
+CPU = torch.device("cpu")
 METHODS = ("DCGAN", "WGAN", "WGAN-GP")
 LONGEST = ("test_sources.py", "test_orders.py", "test_notebook.py")
 
 
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that none is left to one process at the end."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+    def place(item):
+        return LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory):
     """The notebook's setup and define cells, at smoke size in float32 on the CPU."""
     folder = tmp_path_factory.mktemp("run")
-    return load_cells(
-        PROFILE="smoke",
-        DEVICE="cpu",
-        PRECISION="float32",
-        DATA_DIR=str(DATA_DIR),
-        MODELS_DIR=str(folder / "models"),
-        IMAGES_DIR=str(folder / "images"),
-    )
+    chosen = {
+        "PROFILE": "smoke",
+        "DEVICE": "cpu",
+        "PRECISION": "float32",
+        "DATA_DIR": str(DATA_DIR),
+    }
+    places = {name: str(folder / name) for name in ("MODELS_DIR", "IMAGES_DIR")}
+    return load_cells(**chosen, **places)
 
 
 @pytest.fixture(scope="session")
 def fashion_mnist(cells):
-    """The real data set, fetched by the notebook's own cells if it is not there."""
-    return cells.load_images(cells.source, DATA_DIR, torch.device("cpu"))
+    """The real data set, fetched if it is not there."""
+    import fetch_data
+
+    fetch_data.fetch(DATA_DIR)
+    return cells.load_images(cells.source, DATA_DIR, CPU)
 
 
 @pytest.fixture(scope="session")
@@ -50,24 +56,25 @@ def tiny(cells):
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (300, 1, 28, 28), generator=rng, dtype=torch.uint8)
     labels = torch.randint(10, (300,), generator=rng)
-    return cells.ImageData(images[:200], labels[:200], images[200:], labels[200:], cells.source.names)
+    parts = (images[:200], labels[:200], images[200:], labels[200:])
+    return cells.ImageData(*parts, list("0123456789"))
 
 
 @pytest.fixture
-def run(cells, tiny):
+def run(cells):
     """make(method, **changes) -> a new smoke-size Run."""
 
     def make(method="WGAN-GP", **changes):
         settings = cells.profile_settings("smoke", method, **changes)
-        return cells.new_run(settings, cells.build_networks(settings, (1, 28, 28), "cpu"), torch.device("cpu"))
+        return cells.new_run(settings, cells.build_networks(settings, (1, 28, 28), "cpu"), CPU)
 
     return make
 
 
-def train_all(cells, several, data, folder, *arguments, judge=None, **options):
-    """The finished Runs, {method: Run}, of trainings with `several` Settings on `data`, with files in `folder`."""
+def train_all(cells, several, data, folder, device=CPU, precision="float32", judge=None, **options):
+    """{method: finished Run} of trainings with `several` Settings on `data`, files in `folder`."""
     trainings = [cells.Training(chosen.method, chosen, data, folder, judge) for chosen in several]
-    return cells.train(trainings, *arguments, **options)
+    return cells.train(trainings, device, precision, **options)
 
 
 def train_one(cells, settings, *arguments, **options):
@@ -81,7 +88,7 @@ def brightness(pictures):
 
 
 def compare(x, y, path):
-    """Fail unless x and y, of dictionaries, lists, tensors and plain values, are equal; `path` is their name."""
+    """Fail unless x and y, of dictionaries, lists, tensors and plain values, are equal."""
     assert type(x) is type(y), path
     if isinstance(x, dict):
         assert x.keys() == y.keys(), path
@@ -96,11 +103,16 @@ def compare(x, y, path):
 
 
 def same_state(cells, a, b):
-    """All that makes up two runs is equal, bit for bit; only the seconds may differ."""
-    left, right = ({n: getattr(r, n).state_dict() for n in cells.STATEFUL} for r in (a, b))
-    left["strip"], right["strip"] = a.strip, b.strip
-    for name in cells.GENERATORS:
-        left[name], right[name] = (getattr(r, name).get_state() for r in (a, b))
-    compare(left, right, "run")
-    for table in ("history", "quality"):
-        compare(*({k: v for k, v in getattr(r, table).items() if k != "seconds"} for r in (a, b)), table)
+    """All that makes up two runs, their films too, is equal bit for bit; the seconds may differ."""
+    found = []
+    for r in (a, b):
+        state = {name: getattr(r, name).state_dict() for name in cells.STATEFUL}
+        state |= {"rng": r.rng.get_state(), "iteration": r.iteration, "frames": r.frames}
+        for table in ("history", "quality"):
+            columns = getattr(r, table).items()
+            state[table] = {name: column for name, column in columns if name != "seconds"}
+        found.append(state)
+    compare(*found, "run")
+    if a.newest and b.newest:
+        films = [r.newest.with_name(f"{r.settings.method}.film").read_bytes() for r in (a, b)]
+        assert films[0] == films[1], "film"

@@ -1,13 +1,15 @@
-"""Kill trainings at random instants, damage their files, and see that nothing is lost and nothing wrong is resumed.
+"""Kill trainings at random instants, damage their files, and see that nothing is lost and nothing
+wrong is resumed.
 
     python tests/stress.py [--kills 100] [--damages 500] [--seed 0]
 
-Kills: a process of its own trains, saving after every iteration, and gets SIGKILL after a random time: in a step, while
-a checkpoint is written or renamed, while samples are judged. Another goes on, until the training is finished. Its final
-networks, average, optimisers, random numbers and history must equal an uninterrupted training's bit for bit.
+Kills: a process of its own trains, saving after every iteration, and gets SIGKILL after a random
+time: in a step, while a file is written or renamed, while samples are judged. Another goes on until
+the training is finished. What it leaves must equal an uninterrupted training's bit for bit.
 
-Damages: files cut off at every percent of their length, bytes changed at random, other things in their place. A resumed
-training must be the newest or the previous checkpoint, whole, or be refused with one clear error.
+Damages: files cut off at every percent of their length, bytes changed at random, other things in
+their place. A resumed training must be one of the two checkpoints, whole, or be refused with one
+clear error.
 """
 
 import argparse
@@ -32,38 +34,31 @@ import torch
 from notebook_cells import load_cells
 from tqdm import tqdm
 
-# Its lock is one semaphore for all forked processes: killed while it holds that, a training would stop every later one.
+# Its lock is one semaphore for all forked processes: killed while it holds that, a training would
+# stop every later one.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 
 CPU = torch.device("cpu")
 METHODS = ("DCGAN", "WGAN", "WGAN-GP")
-
-
-def load(folder):
-    """(the notebook's cells at smoke size, an ImageData of random images)."""
-    folders = {"MODELS_DIR": str(folder / "models"), "IMAGES_DIR": str(folder / "images")}
-    cells = load_cells(PROFILE="smoke", DEVICE="cpu", PRECISION="float32", **folders)
-    images = torch.randint(256, (300, 1, 28, 28), dtype=torch.uint8)
-    labels = torch.randint(10, (300,))
-    return cells, cells.ImageData(images[:200], labels[:200], images[200:], labels[200:], cells.source.names)
+ODD = ("directory", "code", "foreign", "text")  # things that are no files of the notebook
 
 
 def digest(content):
-    """SHA-256 of nested containers of tensors and plain values, leaving out the seconds on the clock."""
+    """SHA-256 of nested containers of tensors and plain values, without seconds on the clock."""
     sha = hashlib.sha256()
 
     def add(value):
         if isinstance(value, dict):
-            for key in sorted(value, key=repr):
-                if key != "seconds":
-                    sha.update(repr(key).encode())
-                    add(value[key])
+            for key in sorted(value.keys() - {"seconds"}, key=repr):
+                sha.update(repr(key).encode())
+                add(value[key])
         elif isinstance(value, list | tuple):
             for part in value:
                 add(part)
         elif torch.is_tensor(value):
-            sha.update(repr((value.dtype, tuple(value.shape))).encode() + value.contiguous().numpy().tobytes())
+            sha.update(repr((value.dtype, value.shape)).encode())
+            sha.update(value.contiguous().numpy().tobytes())
         else:
             sha.update(repr(value).encode())
 
@@ -74,8 +69,8 @@ def digest(content):
 def state_of(cells, run):
     """Digest of all that makes up a Run."""
     parts = {name: getattr(run, name).state_dict() for name in cells.STATEFUL}
-    parts |= {name: getattr(run, name).get_state() for name in cells.GENERATORS}
-    return digest(parts | {name: getattr(run, name) for name in cells.PLAIN})
+    parts |= {name: getattr(run, name) for name in cells.PLAIN}
+    return digest(parts | {"rng": run.rng.get_state()})
 
 
 def brightness(pictures):
@@ -83,15 +78,24 @@ def brightness(pictures):
     return {"brightness": pictures.float().mean().item()}
 
 
+@contextlib.contextmanager
+def silence():
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
 def train(cells, data, settings, folder):
     """Train with a checkpoint after every iteration, silently."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        trainings = [cells.Training(settings.method, settings, data, folder, brightness)]
-        return cells.train(trainings, CPU, save_seconds=0)[settings.method]
+    trainings = [cells.Training(settings.method, settings, data, folder, brightness)]
+    with silence():
+        return cells.train(trainings, CPU, "float32", save_seconds=0)[settings.method]
 
 
 def train_and_kill(cells, data, settings, folder, after):
-    """Train in a process of its own, killed `after` so many seconds; return whether it had finished before."""
+    """Train in a process of its own, killed `after` so many seconds; return whether it ended."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -104,7 +108,7 @@ def train_and_kill(cells, data, settings, folder, after):
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            assert status == 0, f"the training failed by itself after it had been killed before ({folder})"
+            assert status == 0, f"the training failed by itself after a kill ({folder})"
             return True
         time.sleep(0.0005)
     os.kill(pid, signal.SIGKILL)
@@ -112,21 +116,23 @@ def train_and_kill(cells, data, settings, folder, after):
 
 
 def kill_test(cells, data, method, kills, rng, folder):
-    """Kill trainings of `method` `kills` times in all; return {"trainings": ..., "kills": ..., "equal": ...}."""
+    """Kill trainings of `method` so many times in all; {"trainings": ..., "kills": ..., ...}."""
     settings = cells.profile_settings("smoke", method, iterations=30)
     start = time.monotonic()
     whole = state_of(cells, train(cells, data, settings, folder / "whole"))
     seconds = time.monotonic() - start
-    counts = Counter()
+    film, counts = (folder / "whole" / f"{method}.film").read_bytes(), Counter()
     while counts["kills"] < kills:
         place = folder / f"training-{counts['trainings']}"
         while not train_and_kill(cells, data, settings, place, rng.uniform(0, seconds / 3)):
             counts["kills"] += 1
-            assert counts["kills"] < 10 * kills + 100, f"{method}: killed so often, yet never finished"
+            assert counts["kills"] < 10 * kills + 100, f"{method}: killed so often, never finished"
             for path in place.glob("*.pt"):  # whatever is there under its final name is whole
                 cells.read_saved(path, cells.WEIGHTS)
         counts["trainings"] += 1
-        counts["equal"] += state_of(cells, train(cells, data, settings, place)) == whole
+        saved = cells.read_saved(place / f"{method}.pt", cells.WEIGHTS)
+        same = saved["iteration"] == 30 and (place / f"{method}.film").read_bytes() == film
+        counts["equal"] += same and state_of(cells, train(cells, data, settings, place)) == whole
         shutil.rmtree(place)
     return dict(counts)
 
@@ -136,7 +142,7 @@ class Hostile:
         return (os.system, ("touch hostile_code_ran",))
 
 
-def damage(path, kind, at, rng, foreign):
+def damage(path, kind, at, rng):
     """Do to the file at `path` what `kind` says; `at` (0 to 1) says where."""
     content = path.read_bytes()
     if kind == "truncated":
@@ -149,73 +155,60 @@ def damage(path, kind, at, rng, foreign):
     elif kind == "directory":
         path.unlink()
         path.mkdir()
-    elif kind == "code":
-        torch.save(Hostile(), path)
-    elif kind == "foreign":
-        torch.save({"some": "thing"}, path)
-    elif kind == "text":
+    elif kind in ("code", "foreign"):
+        torch.save(Hostile() if kind == "code" else {"some": "thing"}, path)
+    else:
         path.write_bytes(b"not a checkpoint")
-    else:  # another training's
-        shutil.copy(foreign[kind], path)
 
 
 def cases(number, rng):
     """(which file, kind of damage, where) for `number` cases, the systematic ones first."""
-    single = [
-        ("checkpoint", kind, 0) for kind in ("directory", "code", "foreign", "text", "method", "width", "data set")
-    ]
-    single += [("weights", kind, 0) for kind in ("directory", "code", "foreign", "text")]
-    single += [(which, "truncated", i / 100) for i in range(100) for which in ("checkpoint", "weights")]
-    single += [("both", "truncated", i / 20) for i in range(20)]
-    flips = [(which, "flipped", 0) for which in ("checkpoint", "weights", "both")]
-    return [*single, *(flips[rng.randrange(3)] for _ in range(max(0, number - len(single))))][:number]
+    listed = [(which, kind, 0) for kind in ODD for which in ("both", "weights")]
+    listed += [(which, "truncated", i / 100) for i in range(100) for which in ("newest", "weights")]
+    listed += [("both", "truncated", i / 20) for i in range(20)]
+    while len(listed) < number:
+        listed.append((rng.choice(("newest", "weights", "both")), "flipped", 0))
+    return listed[:number]
+
+
+def outcome_of(cells, data, settings, place, which, expected):
+    """'unharmed', 'the other taken' or 'refused'. AssertionError if something wrong is loaded."""
+    try:
+        if which == "weights":
+            generator, _ = cells.load_generator(place / "WGAN-GP.pt", (1, 28, 28), CPU)
+            assert digest(generator.state_dict()) == expected[-1], "wrong weights were loaded"
+            return "unharmed"
+        with silence():
+            training = cells.Training("WGAN-GP", settings, data, place)
+            run = cells.start_run(training, CPU, "float32", "resume")
+        assert state_of(cells, run) == expected[run.iteration - 1], "a wrong state was resumed"
+        return "unharmed" if run.iteration == 3 else "the other taken"
+    except ValueError as error:
+        assert "START='afresh'" in str(error) and str(place) in str(error), error
+        return "refused"
 
 
 def damage_test(cells, data, number, rng, folder):
-    """Damage files in `number` ways; return how often each outcome came about. AssertionError for a wrong resume."""
+    """Damage files in `number` ways; return how often each outcome came about."""
 
-    def started(changes, place, iterations, method="WGAN-GP"):
-        run = cells.new_run(
-            settings := cells.profile_settings("smoke", method, **changes),
-            cells.build_networks(settings, (1, 28, 28), CPU), CPU,
-        )  # fmt: skip
-        place.mkdir()
-        states = []
-        for _ in range(iterations):
-            cells.iterate(run, data.train)
-            cells.save_run(run, place)
-            states.append(state_of(cells, run))
-        return settings, states
-
-    settings, states = started({}, folder / "good", 3)
-    started({}, folder / "method", 2, "WGAN")
-    started({"width": 4}, folder / "width", 2)
-    started({"dataset": "mnist"}, folder / "set", 2)
-    names = {"method": "WGAN", "width": "WGAN-GP", "data set": "WGAN-GP"}
-    foreign = {k: folder / k.removeprefix("data ") / f"{name}.checkpoint.pt" for k, name in names.items()}
-    weights = digest(cells.load_generator(folder / "good" / "WGAN-GP.pt", (1, 28, 28), CPU)[0].state_dict())
-    outcomes = Counter()
+    settings, states = cells.profile_settings("smoke", "WGAN-GP"), []
+    run = cells.new_run(settings, cells.build_networks(settings, (1, 28, 28), CPU), CPU)
+    good, outcomes = folder / "good", Counter()
+    good.mkdir()
+    for _ in range(3):
+        cells.iterate(run, data.train)
+        cells.save_run(run, good)
+        states.append(state_of(cells, run))
+    generator, _ = cells.load_generator(good / "WGAN-GP.pt", (1, 28, 28), CPU)
+    expected = [*states, digest(generator.state_dict())]
     for which, kind, at in cases(number, rng):
         place = folder / "damaged"
-        shutil.copytree(folder / "good", place)
-        files = {"checkpoint": ["checkpoint"], "both": ["checkpoint", "checkpoint.previous"], "weights": []}[which]
-        for path in [place / f"WGAN-GP.{name}.pt" for name in files] or [place / "WGAN-GP.pt"]:
-            damage(path, kind, at, rng, foreign)
-        try:
-            if which == "weights":
-                generator, _ = cells.load_generator(place / "WGAN-GP.pt", (1, 28, 28), CPU)
-                assert digest(generator.state_dict()) == weights, f"wrong weights were loaded: {kind} {at}"
-                outcome = "unharmed"
-            else:
-                with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                    run = cells.start_run(cells.Training("WGAN-GP", settings, data, place), CPU, "float32", "resume")
-                assert state_of(cells, run) in states[-2:], f"a wrong state was resumed: {which} {kind} {at}"
-                outcome = "unharmed" if run.iteration == 3 else "previous taken"
-        except ValueError as error:
-            assert "START='afresh'" in str(error) and str(place) in str(error), error
-            outcome = "refused"
-        if kind in ("method", "width", "data set"):
-            assert outcome == "refused", f"a checkpoint of another {kind} was resumed"
+        shutil.copytree(good, place)
+        paths = {"newest": [place / run.newest.name], "weights": [place / "WGAN-GP.pt"]}
+        for path in paths.get(which) or cells.checkpoints(place, "WGAN-GP"):
+            damage(path, kind, at, rng)
+        outcome = outcome_of(cells, data, settings, place, which, expected)
+        assert outcome == "refused" or kind not in ODD, f"{which} {kind}: {outcome}"
         outcomes[f"{which} {kind}: {outcome}"] += 1
         shutil.rmtree(place)
     assert not Path("hostile_code_ran").exists(), "code in a file was executed"
@@ -230,23 +223,29 @@ def main():
     chosen = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    rng = random.Random(chosen.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        cells, data = load(Path(folder))
+    rng, failed = random.Random(chosen.seed), False
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        places = {"MODELS_DIR": str(folder / "models"), "IMAGES_DIR": str(folder / "images")}
+        cells = load_cells(PROFILE="smoke", DEVICE="cpu", PRECISION="float32", **places)
+        images = torch.randint(256, (300, 1, 28, 28), dtype=torch.uint8)
+        parts = [torch.randint(10, (n,)) for n in (200, 100)]
+        data = cells.ImageData(images[:200], parts[0], images[200:], parts[1], list("0123456789"))
         os.chdir(folder)
-        failed = False
         for method in METHODS:
-            place = Path(folder) / method
-            place.mkdir()
-            counts = kill_test(cells, data, method, -(-chosen.kills // len(METHODS)), rng, place)
+            (folder / method).mkdir()
+            kills = -(-chosen.kills // len(METHODS))
+            counts = kill_test(cells, data, method, kills, rng, folder / method)
             failed |= counts["equal"] != counts["trainings"]
-            print(f"{method}: {counts['kills']} kills in {counts['trainings']} trainings, "
-                  f"{counts['equal']} of them equal to an uninterrupted one bit for bit", flush=True)  # fmt: skip
-        outcomes = damage_test(cells, data, chosen.damages, rng, Path(folder))
+            of = f"{counts['kills']} kills in {counts['trainings']} trainings"
+            print(f"{method}: {of}, {counts['equal']} of them equal to an uninterrupted one")
+        outcomes = damage_test(cells, data, chosen.damages, rng, folder)
         for outcome, count in outcomes.items():
             print(f"{count:4d}  {outcome}")
-        print(f"{sum(outcomes.values())} damaged files: none resumed wrongly, no foreign code executed")
-        sys.exit(failed)
+        said = "none resumed wrongly, no foreign code executed"
+        print(f"{sum(outcomes.values())} damaged files: {said}", flush=True)
+        os.chdir("/")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

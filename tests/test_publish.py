@@ -1,139 +1,112 @@
-"""Publishing: weights stay where nothing was trained, scores of other runs are added, each data set has its place."""
+"""Publishing: what is shown is what the executed notebook left, and only of the current code."""
 
+import json
 import shutil
-import sys
 
+import nbformat
 import publish
 import pytest
-import torch
 from conftest import ROOT
 from PIL import Image
-from run import parameters_cell
 
-SHOWN = "fashion-mnist-long-seed0"
-SEED0, SEED3 = (f"fashion-mnist-quick-seed{n}" for n in (0, 3))
+RUN = "fashion-mnist-quick-seed0"
+RESULTS = {
+    "scores": {
+        "real training images": {"Frechet distance": 0.1, "precision": 0.8},
+        "WGAN-GP": {"Frechet distance": 1.25, "precision": 0.7},
+    },
+    "minutes": {"WGAN-GP": 12.3},
+    "samples": 10_000,
+    "judge": "92.0% (classes)",
+    "trained on": ["a machine"],
+    "evaluation seed": 5,
+    "torch": "2.14.1",
+}
+CLAIMS = {
+    "C1": {
+        "paper": "said",
+        "measured": "1 of 2",
+        "verdict": "partly",
+        "checks": {"a": True, "b": 0},
+    },
+    "C4": {"paper": "more", "measured": "not measured in this run", "verdict": "", "checks": {}},
+}
+
+
+def test_tables_have_the_columns_asked_for():
+    table = publish.results_table(RESULTS, ("precision", "minutes")).split("\n")
+    assert table[0] == "| method | precision | minutes |"
+    assert table[2:4] == ["| real training images | 0.800 |  |", "| WGAN-GP | 0.700 | 12.3 |"]
+    assert "10,000 samples" in table[-1] and "a machine" in table[-1] and "seed 5" in table[-1]
+    assert publish.results_table(RESULTS).startswith(
+        "| method | Frechet distance | precision | min"
+    )
+
+
+def test_claims_say_what_fails_and_what_was_not_measured():
+    whole, short = publish.claims_table(CLAIMS, whole=True), publish.claims_table(CLAIMS)
+    assert "| C1 | said | 1 of 2 | b | partly |" in whole
+    assert "| C1 | said | partly |" in short and "| C4 | more | not measured |" in short
+
+
+def test_a_block_is_replaced_between_its_marks_alone():
+    text = "before <!-- x: begin -->old<!-- x: end --> after"
+    new = publish.replace_block(text, "x", "new\n")
+    assert new == "before <!-- x: begin -->\nnew\n<!-- x: end --> after"
+    with pytest.raises(ValueError):
+        publish.replace_block(text, "y", "new")
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A copy of what publishing writes to, and a notebook that is not executed but leaves tables and figures."""
-    root = tmp_path / "project"
-    shutil.copytree(ROOT / "saved_models/published/fashion-mnist", root / "saved_models/published/fashion-mnist")
-    (root / "images").mkdir()
-    for name in ("README.md", "images/README.md", "wgan_gp.ipynb"):
+def execution(tmp_path, monkeypatch):
+    """(a copy of the project, a folder in which the notebook seems to have been executed)."""
+    root, folder = tmp_path / "project", tmp_path / "executed"
+    models, figures = folder / "saved_models" / RUN, folder / "images" / RUN
+    for path in (models / "few_images", figures, models.parent / "judges", root / "images"):
+        path.mkdir(parents=True)
+    for name in ("README.md", "RESULTS.md", "wgan_gp.ipynb"):
         shutil.copy(ROOT / name, root / name)
-
-    def leave_results(notebook, folder):
-        given = parameters_cell(notebook).source
-        run = "mnist-quick-seed0" if "DATASET = 'mnist'" in given else SHOWN
-        run = "fashion-mnist-standard-seed0" if "PROFILE = 'standard'" in given else run
-        models, figures = (folder / place / run for place in ("saved_models", "images"))
-        models.mkdir(parents=True, exist_ok=True)
-        figures.mkdir(parents=True)
-        for name in ("results", "runs", "claims"):
-            (models / f"{name}.md").write_text(f"new {name}")
-        for name in ("samples", "losses-DCGAN"):
-            Image.new("RGBA", (2, 1), "red").save(figures / f"{name}.png")
-
+    for name in ("WGAN-GP.pt", "WGAN-GP.checkpoint-a.pt", "WGAN-GP.film", "few_images/WGAN.pt"):
+        (models / name).write_bytes(b"content")
+    (models.parent / "judges" / "fashion-mnist.pt").write_bytes(b"judge")
+    for name, content in (("results", RESULTS), ("claims", CLAIMS)):
+        (models / f"{name}.json").write_text(json.dumps(content))
+    for name in ("samples", "training"):
+        Image.new("RGB", (2, 1), "red").save(figures / f"{name}.png")
+    (root / "images" / "old.png").write_bytes(b"of an earlier run")
+    notebook = nbformat.read(ROOT / "wgan_gp.ipynb", 4)
+    notebook.cells[-2].metadata["trace"] = notebook.metadata["widgets"] = {}
+    nbformat.write(notebook, folder / "wgan_gp.ipynb")
     monkeypatch.setattr(publish, "ROOT", root)
     monkeypatch.setattr(publish, "NOTEBOOK", root / "wgan_gp.ipynb")
-    monkeypatch.setattr(publish, "execute", leave_results)
-    return root
+    monkeypatch.setattr(publish, "COLUMNS", ("Frechet distance", "minutes"))
+    return root, folder
 
 
-def test_weights_stay_and_scores_are_added(project, tmp_path):
-    published = project / "saved_models/published/fashion-mnist"
-    before = {p.relative_to(published): p.read_bytes() for p in published.rglob("*.pt")}
-    other = tmp_path / SEED0  # a run of one method, beside three published ones of the same profile and seed
-    for run in (other, tmp_path / SEED3):
-        (run / "scores").mkdir(parents=True)
-        (run / "scores" / "WGAN-GP.pt").write_bytes(b"new scores")
-    (tmp_path / "folder").mkdir()
-    publish.make(tmp_path / "folder", {"TRAIN": False}, None, [other, tmp_path / SEED3])
-    publish.install(tmp_path / "folder")
-    after = {p.relative_to(published): p.read_bytes() for p in published.rglob("*.pt")}
-    added = {published / "scores" / name / "WGAN-GP.pt" for name in (SEED0, SEED3)}
-    assert after == before | {p.relative_to(published): b"new scores" for p in added}
-    assert "new results" in (project / "README.md").read_text() and (project / "images/README.md").exists()
-    assert Image.open(project / "images/samples.png").size == (2, 1)
-    assert "new results" in (project / "wgan_gp.ipynb").read_text()
-    assert (published / "claims.md").read_text() == "new claims"
+def test_what_a_run_left_is_installed(execution):
+    root, folder = execution
+    publish.install(folder, "Made by `make publish`, commit abc.")
+    published = root / "saved_models" / "published"
+    kept = {str(p.relative_to(published)) for p in published.rglob("*") if p.is_file()}
+    run = {"WGAN-GP.pt", "WGAN-GP.film", "few_images/WGAN.pt", "results.json", "claims.json"}
+    assert kept == {f"fashion-mnist/{name}" for name in run} | {"judges/fashion-mnist.pt"}
+    assert [path.name for path in (root / "images").iterdir()] == ["samples.png"]
+    readme, page = (root / "README.md").read_text(), (root / "RESULTS.md").read_text()
+    assert "| WGAN-GP | 1.250 | 12.3 |" in readme and "| C1 | said | partly |" in readme
+    assert "commit abc" in page and "| C1 | said | 1 of 2 | b | partly |" in page
+    notebook = nbformat.read(root / "wgan_gp.ipynb", 4)
+    assert "| WGAN-GP | 1.250 | 12.3 |" in notebook.cells[0].source
+    assert "samples.png" in notebook.cells[0].attachments and "widgets" not in notebook.metadata
+    assert not any("trace" in cell.metadata for cell in notebook.cells)
 
 
-def test_another_data_set_leaves_the_committed_run_alone(project, tmp_path):
-    """Its weights with a shorter film, and of its tables and figures those that its page shows."""
-    page, notebook = project / "images/README.md", project / "wgan_gp.ipynb"
-    places = [f"<!-- {name}: begin --><!-- {name}: end -->" for name in ("results", "mnist results")]
-    page.write_text("\n".join([*places, "![digits](mnist/samples.png)"]))
-    before = notebook.read_bytes()
-    (project / "images/samples.png").write_bytes(b"clothes")
-    trained = tmp_path / "mnist-quick-seed0"
-    trained.mkdir()
-    (trained / "few_images").mkdir()
-    film = {at: torch.full((1, 1, 2, 2), at) for at in (0, 100, 150, 200)}
-    for name in ("DCGAN.pt", "DCGAN.checkpoint.pt"):
-        torch.save({"strip": film, "quality": {"iteration": [150, 200]}}, trained / name)
-    (tmp_path / "folder").mkdir()
-    publish.make(tmp_path / "folder", {"DATASET": "mnist"}, trained, [])
-    publish.install(tmp_path / "folder")
-    assert notebook.read_bytes() == before and (project / "images/samples.png").read_bytes() == b"clothes"
-    assert page.read_text().startswith(f"{places[0]}\n<!-- mnist results: begin -->\nnew results\n")
-    assert [p.name for p in (project / "images/mnist").iterdir()] == ["samples.png"]
-    assert Image.open(project / "images/mnist/samples.png").getpixel((1, 0)) == (254, 0, 0)  # without its last bit
-    installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
-    assert installed == {"DCGAN.pt", "results.md", "runs.md", "claims.md"}
-    shortened = torch.load(project / "saved_models/published/mnist/DCGAN.pt")["strip"]
-    assert list(shortened) == [0, 150, 200] and shortened[150].unique().tolist() == [150]
-
-
-def test_tables_without_weights(project, tmp_path):
-    trained = tmp_path / "mnist-quick-seed0"
-    trained.mkdir()
-    (trained / "DCGAN.pt").write_bytes(b"weights")
-    (tmp_path / "folder").mkdir()
-    publish.make(tmp_path / "folder", {"DATASET": "mnist"}, trained, [])
-    publish.install(tmp_path / "folder", tables_only=True)
-    installed = {p.name for p in (project / "saved_models/published/mnist").iterdir()}
-    assert installed == {"results.md", "runs.md", "claims.md"}
-
-
-def test_another_profile_has_its_tables_beside_the_committed_run(project, tmp_path):
-    page, published = project / "images/README.md", project / "saved_models/published/fashion-mnist"
-    page.write_text("<!-- standard results: begin --><!-- standard results: end -->![a](standard/samples.png)")
-    shutil.rmtree(published / "standard")
-    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file() and p != page}
-    trained = tmp_path / "fashion-mnist-standard-seed0"
-    (trained / "few_images").mkdir(parents=True)
-    for name in ("DCGAN.pt", "few_images/WGAN.pt"):
-        (trained / name).write_bytes(b"weights")
-    (tmp_path / "folder").mkdir()
-    publish.make(tmp_path / "folder", {"PROFILE": "standard"}, trained, [])
-    publish.install(tmp_path / "folder", tables_only=True)
-    assert {p.name for p in (published / "standard").iterdir()} == {"results.md", "runs.md", "claims.md"}
-    assert [p.name for p in (project / "images/standard").iterdir()] == ["samples.png"]
-    assert page.read_text().startswith("<!-- standard results: begin -->\nnew results\n")
-    assert before.items() <= {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}.items()
-
-
-def test_another_profile_does_not_replace_the_committed_run(project, tmp_path):
-    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
-    publish.make(tmp_path, {"PROFILE": "standard"}, None, [])
-    with pytest.raises(ValueError, match="holds a run of standard; allowed: long"):
-        publish.install(tmp_path)
-    assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
-
-
-def test_the_committed_run_has_its_weights(project, tmp_path):
-    """New tables above old weights would be another run's."""
-    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
-    publish.make(tmp_path, {"TRAIN": False}, None, [])
-    with pytest.raises(ValueError, match="--tables is for other data sets than fashion-mnist"):
-        publish.install(tmp_path, tables_only=True)
-    assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
-
-
-def test_a_run_with_changes_is_not_published(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["publish.py", "-p", "CHANGES", "{'WGAN': {'width': 8}}"])
-    with pytest.raises(SystemExit):
-        publish.main()
-    assert "CHANGES: what is published has the settings of a profile" in capsys.readouterr().err
+def test_an_execution_of_other_code_is_refused(execution):
+    root, folder = execution
+    notebook = nbformat.read(folder / "wgan_gp.ipynb", 4)
+    cell = next(c for c in notebook.cells if "def critic_step" in c.source)
+    cell.source += "\nchanged = True"
+    nbformat.write(notebook, folder / "wgan_gp.ipynb")
+    before = (root / "README.md").read_text()
+    with pytest.raises(ValueError, match="the code has changed"):
+        publish.install(folder, "")
+    assert (root / "README.md").read_text() == before

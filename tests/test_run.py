@@ -1,4 +1,4 @@
-"""Headless runs: what is shown, written and returned, also when a cell fails or Ctrl-C is pressed."""
+"""Headless runs: what is shown, written and returned, also when a cell fails or Ctrl-C comes."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-PATCHED = "import pathlib, run; run.NOTEBOOK = pathlib.Path('small.ipynb'); run.main()"
+PATCHED = "import pathlib, run_notebook as r; r.NOTEBOOK = pathlib.Path('small.ipynb'); r.main()"
 SLOW = """import signal, time
 stopped = []
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -20,37 +20,57 @@ while not stopped:
 time.sleep(8)  # an iteration that takes long, and the saving
 open("saved", "w").close()
 raise KeyboardInterrupt("saved at iteration 7")"""
+DEAF = """import time
+while True:
+    try:
+        open("started", "w").close()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        open("deaf", "w").close()"""
 
 
 @pytest.fixture
 def start(tmp_path):
-    """start(source, *arguments) -> the process of tools/run.py with a notebook of parameters and one other cell.
-
-    `later` is the source of a cell after it, which an earlier run has executed.
+    """start(source, *arguments) -> the process of tools/run_notebook.py with a notebook of
+    parameters and one other cell; `later` is that of a cell that an earlier run has executed.
     """
 
     def run(source, *arguments, later=None):
-        cells = [nbformat.v4.new_code_cell("SEED = 0\nMETHODS = 'all'", metadata={"tags": ["parameters"]})]
-        cells += [nbformat.v4.new_markdown_cell("## 1 Work\nProse."), nbformat.v4.new_code_cell(source)]
+        new = nbformat.v4
+        parameters = "SEED = 0\nMETHODS = 'all'"
+        cells = [new.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+        cells += [new.new_markdown_cell("## 1 Work\nProse."), new.new_code_cell(source)]
         if later:
-            old = nbformat.v4.new_output("stream", text="of an earlier run\n")
-            cells.append(nbformat.v4.new_code_cell(later, outputs=[old], execution_count=9))
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "small.ipynb")
+            old = new.new_output("stream", text="of an earlier run\n")
+            cells.append(new.new_code_cell(later, outputs=[old], execution_count=9))
+        nbformat.write(new.new_notebook(cells=cells), tmp_path / "small.ipynb")
         command = [sys.executable, "-c", PATCHED, "--output", "executed.ipynb", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-        return subprocess.Popen(command, env={"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin"}, **pipes)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        path = {"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin"}
+        return subprocess.Popen(command, env=path, cwd=tmp_path, **pipes)
 
     return run
 
 
+def interrupt_at(process, path):
+    """Ctrl-C as soon as there is a file at `path`."""
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+
+
 def test_parameters_arrive_and_the_run_is_written(start, tmp_path):
-    process = start("print(SEED + 1, METHODS)", "-p", "SEED", "3", "-p", "METHODS", "DCGAN, WGAN")
+    given = ("-p", "SEED", "3", "-p", "METHODS", "DCGAN, WGAN")
+    process = start("print(SEED + 1, METHODS)", *given)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "[cell 2/2] 1 Work\n4 DCGAN, WGAN\n" in shown
     assert "The executed notebook: executed.ipynb" in shown
     about, *_, last = nbformat.read(tmp_path / "executed.ipynb", 4).cells
-    assert "with `SEED = 3`, `METHODS = 'DCGAN, WGAN'`" in about.source and last.outputs[0].text == "4 DCGAN, WGAN\n"
+    assert "`SEED = 3`, `METHODS = 'DCGAN, WGAN'`" in about.source
+    assert last.outputs[0].text == "4 DCGAN, WGAN\n"
 
 
 def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
@@ -59,29 +79,27 @@ def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
     assert process.returncode == 1 and "Stopped. ValueError: wrong" in errors
     *_, failed, later = nbformat.read(tmp_path / "executed.ipynb", 4).cells
     assert failed.outputs[0].text == "so far\n"
-    assert not later.outputs and later.execution_count is None  # what an earlier run left there is gone
+    assert not later.outputs and later.execution_count is None  # what was there is gone
 
 
-def test_a_kernel_that_does_not_end_when_asked_is_ended(start, tmp_path):
-    process = start("import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()")
-    shown, _ = process.communicate(timeout=45)
+def test_a_kernel_that_does_not_end_when_asked_is_ended(start):
+    endless = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
+    process = start(endless)
+    shown, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "The executed notebook: executed.ipynb" in shown
 
 
 def test_an_unknown_parameter_is_refused_before_a_kernel_starts(start, tmp_path):
     process = start("print('never')", "-p", "SEEDS", "3")
     shown, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "no such parameter: SEEDS; allowed: SEED, METHODS" in errors
+    assert process.returncode == 1
+    assert "no such parameter: SEEDS; allowed: SEED, METHODS" in errors
     assert not shown and not (tmp_path / "executed.ipynb").exists()
 
 
 def test_ctrl_c_waits_for_the_saving(start, tmp_path):
     process = start(SLOW)
-    until = time.monotonic() + 60
-    while not (tmp_path / "started").exists():
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    interrupt_at(process, tmp_path / "started")
     shown, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and (tmp_path / "saved").exists()
     assert errors == "Stopped. KeyboardInterrupt: saved at iteration 7\n"
@@ -89,16 +107,9 @@ def test_ctrl_c_waits_for_the_saving(start, tmp_path):
 
 
 def test_a_second_ctrl_c_ends_what_does_not_listen(start, tmp_path):
-    process = start(
-        "import time\nwhile True:\n    try:\n        open('started', 'w').close()\n        time.sleep(60)\n"
-        "    except KeyboardInterrupt:\n        open('deaf', 'w').close()"
-    )
+    process = start(DEAF)
     for name in ("started", "deaf"):
-        until = time.monotonic() + 60
-        while not (tmp_path / name).exists():
-            assert time.monotonic() < until and process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        interrupt_at(process, tmp_path / name)
     shown, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Stopped. interrupted" in errors
     assert "The executed notebook: executed.ipynb" in shown

@@ -1,4 +1,4 @@
-"""Every setting is refused, early and by name, when it is unknown, of the wrong type or out of range."""
+"""Every setting is refused, early and by name, when it is unknown, of the wrong type or range."""
 
 import ast
 import dataclasses
@@ -9,22 +9,25 @@ import subprocess
 import nbformat
 import pytest
 import torch
-from conftest import ROOT
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import METHODS, ROOT
+from hypothesis import given, strategies as st
 from notebook_cells import NOTEBOOK, load_cells
 
 WRONG_TYPE = {int: 1.5, float: "fast", str: 3, bool: 1}
 
 
-def test_every_setting_refuses_a_wrong_type(cells):
+def parameters():
+    """{name: default} of the notebook's parameters cell, which must hold literals only."""
+    cells = nbformat.read(NOTEBOOK, 4).cells
+    (cell,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    body = ast.parse(cell.source).body
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in body}
+
+
+def test_every_setting_refuses_wrong_types_and_values_out_of_range(cells):
     for f in dataclasses.fields(cells.Settings):
         with pytest.raises(TypeError, match=rf"^{f.name} is .*allowed: {f.type.__name__}"):
             cells.Settings(**{f.name: WRONG_TYPE[f.type]})
-
-
-def test_every_setting_refuses_values_out_of_range(cells):
-    for f in dataclasses.fields(cells.Settings):
         low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
         wrong = ["something else"] if choices else [] if low is None else [low - 1, high * 2]
         wrong += [float("nan"), float("inf")] if f.type is float else []
@@ -34,194 +37,149 @@ def test_every_setting_refuses_values_out_of_range(cells):
                 cells.Settings(**{f.name: value})
 
 
-VALUES = st.one_of(st.integers(), st.floats(), st.text(max_size=5), st.booleans(), st.none(), st.lists(st.integers()))
+NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans())
+VALUES = st.one_of(NUMBERS, st.text(max_size=5), st.none(), st.lists(st.integers()))
 
 
 @given(data=st.data())
 def test_any_value_is_taken_or_refused_by_name(cells, data):
-    """A setting holds a value of its type within its limits, or one error names it, the value and what is allowed."""
+    """A value of its type within its limits, or one error with name, value and what is allowed."""
     f = data.draw(st.sampled_from(dataclasses.fields(cells.Settings)))
     low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
     near = [] if low is None else [low, high, low - 1, high + 1, f.type(low), f.type(high)]
     value = data.draw(st.one_of(VALUES, st.sampled_from([*near, *(choices or ()), f.default])))
-    right_type = type(value) is f.type or (f.type is float and type(value) is int)
-    allowed = right_type and (choices is None or value in choices) and (low is None or low <= value <= high)
+    allowed = type(value) is f.type or (f.type is float and type(value) is int)
+    allowed = allowed and (choices is None or value in choices)
+    allowed = allowed and (low is None or low <= value <= high)
     try:
         settings = cells.Settings(**{f.name: value})
         assert allowed and getattr(settings, f.name) == value
     except (TypeError, ValueError) as error:
         if allowed:  # but not together with the other settings' defaults
-            assert f.name in ("clip", "critic_batch_norm") and str(error).startswith(
-                "penalty_weight is 10.0; allowed: 0"
-            )
+            assert f.name in ("clip", "critic_batch_norm")
+            assert str(error).startswith("penalty_weight is 10.0; allowed: 0 with")
         else:
             assert str(error).startswith(f"{f.name} is {value!r}") and "allowed: " in str(error)
 
 
-def test_unknown_setting(cells):
+def test_settings_cannot_be_misspelt_changed_or_combined_against_the_paper(cells):
     with pytest.raises(TypeError, match="learning_rat"):
         cells.profile_settings("smoke", "WGAN-GP", learning_rat=1e-3)
-
-
-@pytest.mark.parametrize("changes", [{"critic_batch_norm": True}, {"clip": 0.01}])
-def test_penalty_excludes_batch_norm_and_clipping(cells, changes):
-    with pytest.raises(ValueError, match=r"penalty_weight is 10\.0; allowed: 0"):
-        cells.profile_settings("full", "WGAN-GP", **changes)
-
-
-def test_settings_are_frozen(cells):
     with pytest.raises(AttributeError):
         cells.PAPER["WGAN"].clip = 1.0
+    for changes in ({"critic_batch_norm": True}, {"clip": 0.01}):
+        with pytest.raises(ValueError, match=r"penalty_weight is 10\.0; allowed: 0"):
+            cells.profile_settings("paper", "WGAN-GP", **changes)
 
 
-def test_paper_settings(cells):
-    gp, wgan, dcgan = (cells.profile_settings("full", method) for method in ("WGAN-GP", "WGAN", "DCGAN"))
-    assert (gp.penalty_weight, gp.n_critic, gp.learning_rate, gp.beta1, gp.beta2) == (10, 5, 1e-4, 0, 0.9)
-    assert (wgan.clip, wgan.n_critic, wgan.learning_rate, wgan.optimizer) == (0.01, 5, 5e-5, "rmsprop")
-    assert (dcgan.learning_rate, dcgan.beta1, dcgan.beta2, dcgan.n_critic) == (2e-4, 0.5, 0.999, 1)
-    assert [s.objective for s in (gp, wgan, dcgan)] == ["wasserstein", "wasserstein", "non-saturating"]
-    assert [(s.penalty_weight, s.clip) for s in (wgan, dcgan)] == [(0, 0.01), (0, 0)]
-    assert [s.critic_batch_norm for s in (gp, wgan, dcgan)] == [False, True, True]
-    assert {s.iterations for s in (gp, wgan, dcgan)} == {200_000}
-    assert {s.batch_size for s in (gp, wgan, dcgan)} == {64}
+COLUMNS = ("optimizer", "learning_rate", "beta1", "beta2", "n_critic", "penalty_weight", "clip")
+OF_THE_PAPER = {
+    "DCGAN": ("adam", 2e-4, 0.5, 0.999, 1, 0, 0, "non-saturating", True),
+    "WGAN": ("rmsprop", 5e-5, 0, 0.9, 5, 0, 0.01, "wasserstein", True),
+    "WGAN-GP": ("adam", 1e-4, 0, 0.9, 5, 10, 0, "wasserstein", False),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        ("DATASET", "mnisst", ValueError),
-        ("DATASET", "folder:", ValueError),
-        ("DATASET", "folder:/no/such/folder", ValueError),
-        ("IMAGE_SIZE", 50, ValueError),
-        ("IMAGE_SIZE", "64", TypeError),
-        ("INCEPTION", "yes", TypeError),
-        ("METHODS", "WGAN, LSGAN", ValueError),
-        ("METHODS", "", ValueError),
-        ("PROFILE", "slow", ValueError),
-        ("SEED", -1, ValueError),
-        ("SEED", "one", TypeError),
-        ("START", "again", ValueError),
-        ("DEVICE", "tpu", ValueError),
-        ("PRECISION", "float16", ValueError),
-        ("EVALUATION_SEED", 0.5, TypeError),
-        ("EVALUATION_SEED", -3, ValueError),
-        ("TRAIN", 1, TypeError),
-        ("TEST_CLAIMS", "no", TypeError),
-        ("DATASET", 3, TypeError),
-        ("METHODS", ["WGAN"], TypeError),
-        ("DATA_DIR", None, TypeError),
-        ("MODELS_DIR", 7, TypeError),
-        ("MODELS_DIR", "/dev/null", ValueError),
-        ("IMAGES_DIR", "/proc/nowhere", ValueError),
-        ("CHANGES", "n_critic 5", TypeError),
-        ("CHANGES", {"WGAN_GP": {"n_critic": 5}}, ValueError),
-        ("CHANGES", {"WGAN-GP": 5}, TypeError),
-        ("CHANGES", {"WGAN-GP": {"lambda": 5}}, ValueError),
-        ("CHANGES", {"WGAN-GP": {"seed": 5}}, ValueError),
-        ("CHANGES", {"WGAN-GP": {"n_critic": 0}}, ValueError),
-        ("CHANGES", {"WGAN-GP": {"n_critic": "5"}}, TypeError),
-    ],
-)
-def test_parameters_are_refused_before_any_work(tmp_path, name, value, error):
-    folders = {"MODELS_DIR": str(tmp_path / "models"), "IMAGES_DIR": str(tmp_path / "images")}
-    with pytest.raises(error, match="allowed: ") as refused:
+def test_profiles_are_complete_and_the_last_is_the_papers(cells):
+    assert list(cells.PROFILES) == ["smoke", "quick", "standard", "paper"]
+    for profile in cells.PROFILES:
+        settings = [cells.profile_settings(profile, method) for method in METHODS]
+        assert [chosen.method for chosen in settings] == list(METHODS)
+        assert len({(s.iterations, s.width, s.batch_size, s.film_every) for s in settings}) == 1
+    for s in settings:
+        found = [getattr(s, name) for name in (*COLUMNS, "objective", "critic_batch_norm")]
+        assert found == list(OF_THE_PAPER[s.method])
+        assert (s.iterations, s.batch_size, s.linear_decay) == (200_000, 64, 0)
+
+
+WRONG = {"lambda": 5}, {"seed": 5}, {"n_critic": 0}, {"n_critic": "5"}
+REFUSED = {
+    "DATASET": ("mnisst", "folder:", "folder:/no/such/folder", 3),
+    "IMAGE_SIZE": (50, "64"),
+    "METHODS": ("WGAN, LSGAN", "", " , ", ["WGAN"]),
+    "PROFILE": ("slow", None),
+    "SEED": (-1, "one", True),
+    "TRAIN": (1, "no"),
+    "START": ("again", False),
+    "DEVICE": ("tpu",),
+    "PRECISION": ("float16",),
+    "EVALUATION_SEED": (0.5, -3, "", False),
+    "TEST_CLAIMS": ("no", 0),
+    "SAVE_SAMPLES": (-1, "ten", True),
+    "CHANGES": ("n_critic 5", {"GAN": {}}, {"WGAN": 5}, *({"WGAN-GP": wrong} for wrong in WRONG)),
+    "DATA_DIR": (None,),
+    "MODELS_DIR": (7, "/dev/null"),
+    "IMAGES_DIR": ([], "/proc/nowhere"),
+}
+CASES = [(name, value) for name, values in REFUSED.items() for value in values]
+
+
+@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{n}={v}" for n, v in CASES])
+def test_parameters_are_refused_before_any_work(tmp_path, name, value):
+    folders = {part: str(tmp_path / part) for part in ("MODELS_DIR", "IMAGES_DIR")}
+    with pytest.raises((TypeError, ValueError), match="allowed: ") as refused:
         load_cells(**folders | {name: value})
     assert any(word in str(refused.value) for word in (name, name.lower(), "n_critic is "))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path):
-    folders = {"MODELS_DIR": str(tmp_path / "models"), "IMAGES_DIR": str(tmp_path / "images")}
+def test_methods_are_chosen_by_name_and_no_parameter_is_left_unchecked(cells):
+    assert parameters().keys() == REFUSED.keys()
+    for named, chosen in (("WGAN-GP,DCGAN", ["DCGAN", "WGAN-GP"]), (" WGAN , ", ["WGAN"])):
+        assert cells.check_choices(parameters() | {"METHODS": named}) == chosen
+
+
+def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):  # a tilde is the home folder
+        monkeypatch.setenv(name, str(tmp_path))
     changes = {"WGAN-GP": {"penalty_weight": 1.0, "n_critic": 2}, "DCGAN": {"width": 16}}
-    changed = load_cells(**folders, PROFILE="smoke", CHANGES=changes)
-    plain = load_cells(**folders, PROFILE="smoke")
-    run = "fashion-mnist-smoke-seed0"
-    assert changed.models.name == f"{run}-DCGAN-width-16-WGAN-GP-n_critic-2-WGAN-GP-penalty_weight-1"
-    assert changed.figures.name == changed.models.name and plain.models.name == plain.figures.name == run
+    chosen = {"PROFILE": "smoke", "SEED": 3, "MODELS_DIR": "~/models", "IMAGES_DIR": "~/images"}
+    plain, changed = load_cells(**chosen), load_cells(**chosen, CHANGES=changes)
+    assert plain.models == tmp_path / "models" / "fashion-mnist-smoke-seed3"
+    assert plain.published == tmp_path / "models" / "published"
+    name = plain.models.name + "-DCGAN-width-16-WGAN-GP-n_critic-2-WGAN-GP-penalty_weight-1.0"
+    assert changed.models.name == name and changed.figures == tmp_path / "images" / name
     for method, settings in plain.settings.items():
-        expected = dataclasses.asdict(settings) | changes.get(method, {})
+        expected = dataclasses.asdict(settings) | {"seed": 3} | changes.get(method, {})
         assert dataclasses.asdict(changed.settings[method]) == expected
-    named = [changed.profile_of(dataclasses.asdict(settings)) for settings in changed.settings.values()]
-    assert named == ["smoke, width 16", "smoke", "smoke, penalty_weight 1.0"]
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    cells = load_cells(PROFILE="smoke", DATA_DIR="~/data", MODELS_DIR="~/models", IMAGES_DIR="~/images")
-    assert cells.models == tmp_path / "models" / cells.run_name and str(tmp_path / "data") == cells.DATA_DIR
-    assert cells.published.is_relative_to(tmp_path) and cells.figures.is_relative_to(tmp_path)
+def make(*arguments):
+    command, environment = ["make", "-n", "run", *arguments], os.environ | {"DEVICE": "tpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_settings_table_leaves_out_what_an_optimiser_does_not_have(cells):
-    rows = [line.strip("| ").split(" | ") for line in cells.settings_table(cells.settings).split("\n")]
-    assert rows[0] == ["setting", "DCGAN", "WGAN", "WGAN-GP"] and ["beta2", "0.999", "-", "0.9"] in rows
-    assert [row[0] for row in rows[2:]] == list(cells.HYPERPARAMETERS)
-
-
-def test_parameters_cell_holds_literals_only():
-    cells = nbformat.read(NOTEBOOK, 4).cells
-    (parameters,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-    for statement in ast.parse(parameters.source).body:
-        assert isinstance(statement, ast.Assign)
-        ast.literal_eval(statement.value)
-
-
-def test_make_passes_every_parameter_on():
-    (given,) = [line for line in (ROOT / "Makefile").read_text().split("\n") if line.startswith("PARAMETERS := ")]
-    cells = nbformat.read(NOTEBOOK, 4).cells
-    (parameters,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-    names = [statement.targets[0].id for statement in ast.parse(parameters.source).body]
-    assert given.removeprefix("PARAMETERS := ").split() == names
-
-
-def test_what_make_passes_on_arrives_as_it_was_typed():
+def test_make_passes_every_parameter_on_as_it_was_typed():
     """Blanks and quotes included; what only the environment has is not passed on."""
-    given = {"DATASET": "folder:/Anna's pictures/2024", "SEED": "3", "METHODS": "DCGAN, WGAN"}
-    command = ["make", "-n", "run", *(f"{name}={value}" for name, value in given.items())]
-    printed = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"DEVICE": "tpu"}, check=True, capture_output=True, text=True
-    ).stdout
-    words = shlex.split(next(line for line in printed.split("\n") if "tools/run.py" in line))
-    passed = [words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"]
-    assert sorted(passed) == sorted(map(list, given.items()))
-
-
-def test_make_refuses_what_it_does_not_know():
-    made = subprocess.run(["make", "-n", "run", "SEEED=3"], cwd=ROOT, check=False, capture_output=True, text=True)
+    every = dict.fromkeys(parameters(), "3") | {"DATASET": "folder:/Anna's pictures/2024"}
+    for chosen in (every, {"METHODS": "DCGAN, WGAN"}):
+        lines = make(*(f"{name}={value}" for name, value in chosen.items())).stdout.split("\n")
+        words = shlex.split(next(line for line in lines if "tools/run_notebook.py" in line))
+        passed = [words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"]
+        assert sorted(passed) == sorted(map(list, chosen.items()))
+    made = make("SEEED=3")
     assert made.returncode and "no such parameter: SEEED; allowed: DATASET " in made.stderr
-    assert "run.py" not in made.stdout
 
 
-def test_profiles_are_complete(cells):
-    assert cells.PROFILES.keys() == cells.EXPERIMENTS.keys()
-    for profile, methods in cells.PROFILES.items():
-        assert methods.keys() == cells.PAPER.keys()
-        settings = {method: cells.profile_settings(profile, method) for method in methods}
-        assert [chosen.method for chosen in settings.values()] == list(methods)
-        assert cells.experiment_settings(profile, settings).keys() == {"rmsprop", "few_images"}
-        assert cells.EXPERIMENTS[profile].keys() == cells.EXPERIMENTS["smoke"].keys()
-
-
-@pytest.mark.parametrize(("flags", "expected"), [("fma avx512_bf16", "bfloat16"), ("fma avx2", "float32")])
-def test_bfloat16_is_chosen_where_the_processor_has_it(cells, monkeypatch, flags, expected):
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_chosen_where_the_hardware_has_it(cells, monkeypatch, native):
+    flags, expected = ("fma avx512_bf16", "bfloat16") if native else ("fma avx2", "float32")
     monkeypatch.setattr(cells.Path, "exists", lambda path: True)
     monkeypatch.setattr(cells.Path, "read_text", lambda path: flags)
-    monkeypatch.setattr(cells.torch.cuda, "is_bf16_supported", lambda including_emulation: expected == "bfloat16")
+    on_cuda = {"is_bf16_supported": lambda including_emulation: native or including_emulation}
+    monkeypatch.setattr(cells.torch.cuda, *on_cuda.popitem())
     for device in ("cpu", "cuda"):
         assert cells.choose_precision("auto", torch.device(device)) == expected
     assert cells.choose_precision("auto", torch.device("mps")) == "float32"
     assert cells.choose_precision("bfloat16", torch.device("cpu")) == "bfloat16"
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"),
-    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
-)
-def test_cuda_comes_before_mps_before_the_cpu(cells, monkeypatch, cuda, mps, expected):
-    monkeypatch.setattr(cells.torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(cells.torch.backends.mps, "is_available", lambda: mps)
-    assert cells.choose_device("auto").type == expected and cells.choose_device("cpu").type == "cpu"
-    if not cuda:
+@pytest.mark.parametrize("there", [("cuda", "mps"), ("cuda",), ("mps",), ()])
+def test_cuda_comes_before_mps_before_the_cpu(cells, monkeypatch, there):
+    monkeypatch.setattr(cells.torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(cells.torch.backends.mps, "is_available", lambda: "mps" in there)
+    assert cells.choose_device("auto").type == (*there, "cpu")[0]
+    assert cells.choose_device("cpu").type == "cpu"
+    if "cuda" not in there:
         with pytest.raises(ValueError, match="DEVICE is 'cuda'; allowed: 'auto', "):
             cells.choose_device("cuda")

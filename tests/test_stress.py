@@ -1,4 +1,4 @@
-"""Killed, damaged, full: training goes on as though nothing had happened, or says why it cannot."""
+"""Killed, damaged, full: training goes on as though nothing had happened, or says why not."""
 
 import errno
 import os
@@ -9,9 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, train_one
-
-CPU = torch.device("cpu")
+from conftest import ROOT, same_state, train_one
 
 
 def test_kills_and_damages():
@@ -20,20 +18,23 @@ def test_kills_and_damages():
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 0, found.stdout + found.stderr
     kills = re.findall(r"(\d+) kills in (\d+) trainings, (\d+) of them equal", found.stdout)
-    assert len(kills) == 3 and all(int(k) >= 4 and trainings == equal for k, trainings, equal in kills)
-    outcomes = {name: int(n) for n, name in re.findall(r"^ *(\d+)  (.+)$", found.stdout, re.MULTILINE)}
-    assert outcomes["checkpoint truncated: previous taken"] == 100
-    assert outcomes["weights truncated: refused"] == 100 and outcomes["both truncated: refused"] == 20
+    assert len(kills) == 3
+    assert all(int(k) >= 4 and trainings == equal for k, trainings, equal in kills)
+    lines = re.findall(r"^ *(\d+)  (.+)$", found.stdout, re.MULTILINE)
+    outcomes = {name: int(n) for n, name in lines}
+    assert outcomes["newest truncated: the other taken"] == 100
+    assert outcomes["weights truncated: refused"] == 100
+    assert outcomes["both truncated: refused"] == 20
     assert "none resumed wrongly, no foreign code executed" in found.stdout
 
 
-def failing_save(cells, monkeypatch, fails):
-    """Make the saves whose number is in `fails` meet a full disk."""
+def fill_disk(cells, monkeypatch, after):
+    """Make every save after so many meet a full disk."""
     numbers, save = [], torch.save
 
     def full(content, file):
         numbers.append(len(numbers))
-        if numbers[-1] in fails:
+        if numbers[-1] >= after:
             file.write(b"some bytes")
             raise OSError(errno.ENOSPC, "No space left on device")
         save(content, file)
@@ -41,52 +42,34 @@ def failing_save(cells, monkeypatch, fails):
     monkeypatch.setattr(torch, "save", full)
 
 
-def test_a_full_disk_is_said_and_the_training_goes_on(cells, tiny, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("after", [7, 22, 23])  # in the middle; at the end; only its second file
+def test_a_full_disk_is_an_error_and_loses_nothing_that_was_saved(
+    cells, tiny, tmp_path, monkeypatch, after
+):
     settings = cells.profile_settings("smoke", "WGAN")
-    whole = train_one(cells, settings, tiny, tmp_path / "whole", CPU, save_seconds=0)
-    failing_save(cells, monkeypatch, {6, 7, 8})
-    run = train_one(cells, settings, tiny, tmp_path / "full", CPU, save_seconds=0)
-    said = capsys.readouterr()
-    assert "could not be written (No space left on device); what was saved before is intact" in said.err + said.out
-    assert "The training goes on" in said.err + said.out
-    assert run.generator.layers[0].weight.equal(whole.generator.layers[0].weight)
-    assert not list((tmp_path / "full").glob("*.part"))
-
-
-def test_a_full_disk_at_the_end_is_an_error_and_the_last_checkpoint_is_intact(cells, tiny, tmp_path, monkeypatch):
-    settings = cells.profile_settings("smoke", "WGAN")
-    whole = train_one(cells, settings, tiny, tmp_path / "whole", CPU, save_seconds=0)
+    whole = train_one(cells, settings, tiny, tmp_path / "whole", save_seconds=0)
+    folder, said = tmp_path / "full", r"WGAN\..*pt could not be written \(.*No space left on device"
     with monkeypatch.context() as patch:
-        failing_save(cells, patch, range(22, 1000))  # two files a save: from the twelfth on, which is the last
-        with pytest.raises(OSError, match=r"WGAN\.checkpoint\.pt could not be written \(No space left on device\)"):
-            train_one(cells, settings, tiny, tmp_path / "full", CPU, save_seconds=0)
-    saved = cells.read_saved(tmp_path / "full" / "WGAN.checkpoint.pt", cells.WEIGHTS)
-    assert saved["iteration"] == 11
-    run = train_one(cells, settings, tiny, tmp_path / "full", CPU)
-    assert run.generator.layers[0].weight.equal(whole.generator.layers[0].weight)
-
-
-def test_a_disk_that_is_full_after_the_last_checkpoint_costs_no_training(cells, tiny, tmp_path, monkeypatch):
-    settings = cells.profile_settings("smoke", "WGAN")
-    with monkeypatch.context() as patch:
-        failing_save(cells, patch, range(23, 1000))
-        with pytest.raises(OSError, match=r"WGAN\.pt could not be written \(No space left on device\)"):
-            train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
-    monkeypatch.setattr(cells, "iterate", None)  # it does not train again
-    train_one(cells, settings, tiny, tmp_path, CPU)
-    assert cells.read_saved(tmp_path / "WGAN.pt", cells.WEIGHTS)["iteration"] == 12
+        fill_disk(cells, patch, after)
+        with pytest.raises(OSError, match=said):
+            train_one(cells, settings, tiny, folder, save_seconds=0)
+    assert not list(folder.glob("*.part"))
+    _, saved = cells.newest_checkpoint(folder, "WGAN")
+    assert saved["iteration"] >= after // 2
+    same_state(cells, whole, train_one(cells, settings, tiny, folder))
+    assert cells.read_saved(folder / "WGAN.pt", cells.WEIGHTS)["iteration"] == 12
 
 
 def test_a_real_full_disk(cells, tmp_path):
-    """On a file system of one megabyte; what torch.save makes of it is an error of another kind."""
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True
-    ).returncode:
+    """On a file system of one megabyte; torch.save makes an error of another kind of it."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this user may not mount a small file system")
     try:
         path = tmp_path / "state.pt"
         cells.write_atomically(path, {"a": torch.zeros(1000)})
-        with pytest.raises(OSError, match=r"state\.pt could not be written .*what was saved before is intact"):
+        said = r"state\.pt could not be written .*what it held is intact"
+        with pytest.raises(OSError, match=said):
             cells.write_atomically(path, {"a": torch.zeros(10**6)})
         assert cells.read_saved(path, ("a",))["a"].shape == (1000,)
         assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
@@ -94,88 +77,61 @@ def test_a_real_full_disk(cells, tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_folder_that_vanishes_is_made_again(cells, tiny, tmp_path):
-    settings, folder = cells.profile_settings("smoke", "DCGAN"), tmp_path / "models"
-
-    def judge(pictures):
-        shutil.rmtree(folder, ignore_errors=True)
-        return {"score": 0.0}
-
-    train_one(cells, settings, tiny, folder, CPU, judge=judge, save_seconds=0)
-    assert cells.read_saved(folder / "DCGAN.checkpoint.pt", cells.WEIGHTS)["iteration"] == 12
-
-
 def test_a_folder_that_cannot_be_written_is_refused_at_once(cells, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ValueError, match=r"MODELS_DIR is '.*file'; allowed: a folder that can be written to"):
+    with pytest.raises(ValueError, match=r"MODELS_DIR is '.*file'; allowed: a folder to write to"):
         cells.usable_folder("MODELS_DIR", str(tmp_path / "file"), "run")
     os.chmod(tmp_path, 0o500)
     if not os.access(tmp_path, os.W_OK):  # the superuser may write everywhere
-        with pytest.raises(ValueError, match="allowed: a folder that can be written to"):
+        with pytest.raises(ValueError, match="allowed: a folder to write to"):
             cells.usable_folder("MODELS_DIR", str(tmp_path), "run")
     os.chmod(tmp_path, 0o700)
 
 
-def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(cells, tiny, tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_is_said_and_the_other_one_goes_on(
+    cells, tiny, tmp_path, capsys
+):
     settings = cells.profile_settings("smoke", "WGAN-GP")
-    whole = train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
-    path = tmp_path / "WGAN-GP.checkpoint.pt"
+    whole = train_one(cells, settings, tiny, tmp_path / "whole", save_seconds=0)
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    path, _ = cells.newest_checkpoint(tmp_path / "damaged", "WGAN-GP")
     path.write_bytes(path.read_bytes()[:-100])
-    again = train_one(cells, settings, tiny, tmp_path, CPU)
+    again = train_one(cells, settings, tiny, tmp_path / "damaged")
     said = capsys.readouterr().out
-    assert "WGAN-GP.checkpoint.pt is no readable checkpoint" in said and "Taking the checkpoint before it" in said
+    assert f"{path} cannot be read" in said and "ooking for the other checkpoint" in said
     assert "WGAN-GP: resuming at iteration 11 of 12" in said
-    assert again.critic.head.weight.equal(whole.critic.head.weight)
-    saved = [cells.read_saved(tmp_path / f"WGAN-GP.{name}.pt", cells.WEIGHTS) for name in cells.CHECKPOINTS]
-    assert [one["iteration"] for one in saved] == [12, 11]  # the damaged one has not become the one before
+    same_state(cells, whole, again)
+    assert again.newest == path  # written over: of the two, none is damaged any more
 
 
-def test_starting_afresh_leaves_no_checkpoint_of_the_run_before(cells, tiny, tmp_path):
-    settings = cells.profile_settings("smoke", "DCGAN")
-    train_one(cells, settings, tiny, tmp_path, CPU, save_seconds=0)
-    assert (tmp_path / "DCGAN.checkpoint.previous.pt").exists()
-    train_one(cells, settings, tiny, tmp_path, CPU, start="afresh")  # saves at its beginning and at its end
-    saved = [cells.read_saved(tmp_path / f"DCGAN.{name}.pt", cells.WEIGHTS) for name in cells.CHECKPOINTS]
-    assert [one["iteration"] for one in saved] == [12, 0]
+def test_a_checkpoint_of_other_settings_is_refused_by_name(cells, tiny, tmp_path):
+    train_one(cells, cells.profile_settings("smoke", "WGAN"), tiny, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    other = cells.profile_settings("smoke", "WGAN", clip=0.5, width=4)
+    with pytest.raises(ValueError, match=r"other settings: .*START='afresh'") as refused:
+        train_one(cells, other, tiny, tmp_path)
+    assert "clip is 0.01 there, 0.5 here" in str(refused.value)
+    assert "width is 8 there, 4 here" in str(refused.value)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"device": "cuda"}])
-def test_an_unfinished_training_does_not_change_its_machine(cells, run, tiny, tmp_path, change):
-    r = run("WGAN")
-    cells.iterate(r, tiny.train)
-    cells.save_run(r, tmp_path)
-    path = tmp_path / "WGAN.checkpoint.pt"
-    saved = torch.load(path, weights_only=True)
-    torch.save(saved | {"machine": saved["machine"] | change}, path)
-    with pytest.raises(ValueError, match=r"other settings: (precision|device) is '(bfloat16|cuda)' there"):
-        train_one(cells, r.settings, tiny, tmp_path, CPU)
-
-
-def test_an_unfinished_training_of_a_version_with_another_order_of_weights_is_refused(cells, run, tiny, tmp_path):
-    """Of the critic's last layer, whose weights would have the same shape and another meaning."""
-    r = run("WGAN")
-    cells.iterate(r, tiny.train)
-    cells.save_run(r, tmp_path)
-    path = tmp_path / "WGAN.checkpoint.pt"
-    saved = torch.load(path, weights_only=True)
-    del saved["machine"]["critic"]
-    torch.save(saved, path)
-    with pytest.raises(ValueError, match="other settings: critic is None there, 'flattened channels last' here"):
-        train_one(cells, r.settings, tiny, tmp_path, CPU)
-
-
-def test_a_finished_training_of_another_machine_is_finished_here_too(cells, tiny, tmp_path, capsys):
-    settings = cells.profile_settings("smoke", "WGAN")
-    train_one(cells, settings, tiny, tmp_path, CPU)
-    path = tmp_path / "WGAN.checkpoint.pt"
-    saved = torch.load(path, weights_only=True)
-    other = {"machine": {"device": "cuda", "precision": "bfloat16"}, "rng": torch.zeros(16, dtype=torch.uint8)}
-    torch.save(saved | other, path)  # a CUDA generator's state has 16 bytes
-    train_one(cells, settings, tiny, tmp_path, CPU)
-    assert "WGAN: finished before" in capsys.readouterr().out
-
-
-def test_weights_for_other_images_are_refused(cells, tiny, tmp_path):
-    train_one(cells, cells.profile_settings("smoke", "WGAN"), tiny, tmp_path, CPU)
-    with pytest.raises(ValueError, match=r"WGAN\.pt does not fit this notebook or images of shape \[3, 32, 32\]"):
-        cells.load_generator(tmp_path / "WGAN.pt", (3, 32, 32), CPU)
+def test_only_a_finished_training_may_come_from_another_machine(
+    cells, run, tiny, tmp_path, capsys, change
+):
+    r = run("WGAN", iterations=2)
+    for said in ("refused", "finished before"):
+        cells.iterate(r, tiny.train)
+        cells.save_run(r, tmp_path)
+        saved = torch.load(r.newest)
+        rng = torch.zeros(16, dtype=torch.uint8)  # as a CUDA generator's state has
+        other = {"machine": saved["machine"] | change} | (
+            {"rng": rng} if "device" in change else {}
+        )
+        torch.save(saved | other, r.newest)
+        if said == "refused":
+            with pytest.raises(ValueError, match=r"(precision|device) is '(bfloat16|cuda)' there"):
+                train_one(cells, r.settings, tiny, tmp_path)
+        else:
+            train_one(cells, r.settings, tiny, tmp_path)
+            assert f"WGAN: {said}" in capsys.readouterr().out

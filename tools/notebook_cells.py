@@ -1,5 +1,6 @@
-"""Import the cells of wgan_gp.ipynb as a module, so that tests and benchmarks run the notebook's own code."""
+"""Import the cells of wgan_gp.ipynb as a module: tests and benchmarks run the notebook's code."""
 
+import ast
 import hashlib
 import io
 import json
@@ -13,21 +14,26 @@ NOTEBOOK = Path(__file__).resolve().parent.parent / "wgan_gp.ipynb"
 
 
 def load_cells(path=NOTEBOOK, tags=("setup", "parameters", "define"), **parameters):
-    """A module in which the code cells with one of `tags` have run in order, after `parameters` replaced the defaults.
+    """A module in which the code cells with one of `tags` have run, with these `parameters`.
 
-    Raises KeyError for a parameter that the notebook does not have.
+    Of the other cells, which train and evaluate, only functions and classes are defined. Raises
+    KeyError for a parameter that the notebook does not have.
     """
     module = ModuleType("wgan_gp_cells")
     sys.modules[module.__name__] = module  # dataclasses look their module up
     for number, cell in enumerate(json.loads(Path(path).read_text("utf-8"))["cells"]):
         found = set(cell["metadata"].get("tags", ()))
-        if cell["cell_type"] != "code" or not found & set(tags):
+        if cell["cell_type"] != "code":
             continue
         source = "".join(cell["source"])
+        tree = ast.parse(source)
+        if not found & set(tags):
+            kinds = ast.FunctionDef | ast.ClassDef
+            tree.body = [node for node in tree.body if isinstance(node, kinds)]
         name = f"{Path(path).name}[{cell.get('id', number)}]"
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
         with redirect_stdout(io.StringIO()):
-            exec(compile(source, name, "exec"), module.__dict__)
+            exec(compile(tree, name, "exec"), module.__dict__)
         if "parameters" in found:
             if unknown := parameters.keys() - vars(module).keys():
                 raise KeyError(f"no such parameter: {', '.join(sorted(unknown))}")
@@ -36,7 +42,8 @@ def load_cells(path=NOTEBOOK, tags=("setup", "parameters", "define"), **paramete
 
 
 def code_digest(cells):
-    """SHA-256 of the code of a notebook's cells, less prose, blank lines and lines that are comments only."""
+    """SHA-256 of the code of a notebook's cells, less blank lines and lines of comments only."""
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     lines = [line.rstrip() for source in sources for line in source.splitlines()]
-    return hashlib.sha256("\n".join(x for x in lines if x and not x.lstrip().startswith("#")).encode()).hexdigest()
+    code = "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
+    return hashlib.sha256(code.encode()).hexdigest()

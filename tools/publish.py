@@ -1,36 +1,62 @@
 """Make the committed run: execute the notebook alone in a fresh folder, then install what it made.
 
-    python tools/publish.py [-p NAME VALUE]...      executes with these parameters, then installs
-    python tools/publish.py ... -p TRAIN False      evaluates the published weights anew, which stay as they are
-    python tools/publish.py ... --trained DIR       takes the trainings over that are in DIR, a run's own folder
-    python tools/publish.py ... --beside DIR...     shows the scores of other runs beside it
-    python tools/publish.py --from DIR              installs an execution that an earlier call left in DIR
-    python tools/publish.py ... --tables            installs tables and figures, no weights (not for the committed run)
-
-Installed are a run's weights, results and tables in saved_models/published/DATASET/. Those of Fashion-MNIST bring the
-executed notebook (cleaned), all figures in images/, the table of scores in the README and the notebook's opening cell,
-and the tables of all runs and of the claims in the README; those of other data sets what images/README.md shows of
-their tables and, in images/DATASET/, of their figures. To keep the repository small, these have the weights of
-section 7 alone, with films that keep the judged stages only. With --tables a run of another profile on Fashion-MNIST
-is installed in the same way as another data set, with the profile's name in place of the data set's.
+python tools/publish.py [-p NAME VALUE]...   executes with these parameters, then installs
+python tools/publish.py -p TRAIN False       evaluates the published weights anew
+python tools/publish.py --trained DIR        takes over what is finished in DIR, a run's folder
+python tools/publish.py --from DIR           installs an execution of the notebook left in DIR
 """
 
 import argparse
 import base64
+import json
+import re
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
 import nbformat
-import torch
 from notebook_cells import NOTEBOOK, code_digest
-from PIL import Image, ImageOps
-from run import execute, literal, parameters_cell, set_parameters
+from run_notebook import execute, literal, set_parameters
 
 ROOT = NOTEBOOK.parent
-SHOWN, COMMITTED = "fashion-mnist", "long"  # data set and profile of the committed notebook
-# What section 9 adds to a run:
-EXPERIMENTS = ("value_surfaces.pt", "layer_gradients.pt", "*architectures.pt", "rmsprop", "few_images")
+SHOWN, COMMITTED = "fashion-mnist", "quick"  # data set and profile of the committed run
+COLUMNS = ("Frechet distance", "KID x 1000", "precision", "recall", "coverage", "minutes")
+INSTALLED = ("*.pt", "*.film", "*.json", "rmsprop/*.pt", "few_images/*.pt")
+NOT_INSTALLED = ("*.checkpoint-?.pt", "training.png")
+
+
+def markdown_table(header, rows):
+    """A Markdown table from a list of column names and a list of rows of cells."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def results_table(results, columns=None):
+    """The scores of results.json in these columns, or all, and a line on how they came about."""
+    columns = list(columns or [*next(iter(results["scores"].values())), "minutes"])
+    rows = []
+    for name, scores in results["scores"].items():
+        cells = {key: f"{value:.3f}" for key, value in scores.items()}
+        cells["minutes"] = results["minutes"].get(name, "")
+        rows.append([name, *(cells[column] for column in columns)])
+    note = (
+        f"{results['samples']:,} samples each against as many held-out images; accuracy of the "
+        f"judge: {results['judge']}; trained on {'; '.join(results['trained on'])}; "
+        f"evaluation seed {results['evaluation seed']}."
+    )
+    return f"{markdown_table(['method', *columns], rows)}\n\n{note}"
+
+
+def claims_table(claims, whole=False):
+    """The verdicts of claims.json; as a whole with what was measured and the checks that fail."""
+    rows = []
+    for name, claim in claims.items():
+        failed = "<br>".join(check for check, holds in claim["checks"].items() if not holds)
+        more = [claim["measured"], failed] if whole else []
+        rows.append([name, claim["paper"], *more, claim["verdict"] or "not measured"])
+    more = ["measured here", "fails"] if whole else []
+    return markdown_table(["", "the paper", *more, "verdict"], rows)
 
 
 def replace_block(text, name, content):
@@ -40,126 +66,102 @@ def replace_block(text, name, content):
     return f"{before}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
 
 
-def make(folder, parameters, trained, beside):
+def make(folder, parameters, trained=None):
     """Run the notebook alone in `folder`, with the project's data if it has been fetched before."""
     if (ROOT / "data").exists():
         (folder / "data").symlink_to(ROOT / "data")
-    shutil.copytree(ROOT / "saved_models" / "published", folder / "saved_models" / "published")
-    if trained:
-        shutil.copytree(trained, folder / "saved_models" / trained.name, ignore=shutil.ignore_patterns("scores"))
-    kept = [(scores.name, scores) for scores in ROOT.glob("saved_models/published/*/scores/*")]
-    for name, scores in kept + [(other.name, other / "scores") for other in beside]:
-        if scores.is_dir():
-            shutil.copytree(scores, folder / "saved_models" / name / "scores", dirs_exist_ok=True)
+    taken = [trained, trained.parent / "judges"] if trained else []
+    for path in filter(Path.exists, [ROOT / "saved_models/published", *taken]):
+        shutil.copytree(path, folder / "saved_models" / path.name)
     notebook = nbformat.read(NOTEBOOK, 4)
-    defaults = parameters_cell(notebook)
-    source = defaults.source
-    set_parameters(notebook, parameters)
+    set_parameters(notebook, {"DATASET": SHOWN, "PROFILE": COMMITTED} | parameters)
     execute(notebook, folder)
-    defaults.source = source
     nbformat.write(notebook, folder / NOTEBOOK.name)
 
 
-def clean(notebook):
-    """Keep code, prose and results, and note which code it was that ran."""
-    for trace in ("widgets", "jupytext"):
-        notebook.metadata.pop(trace, None)
-    notebook.metadata["code_sha256"] = code_digest(notebook.cells)
-    for cell in notebook.cells:
-        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+def executed_notebook(path):
+    """The notebook as it is now, cleaned, with the outputs of its execution at `path`.
 
-
-def install(folder, tables_only=False):
-    """Put the execution in `folder` in the places that are committed."""
-    (figures,) = (folder / "images").iterdir()
-    models = folder / "saved_models" / figures.name
-    dataset, profile, _ = figures.name.rsplit("-", 2)
-    published = ROOT / "saved_models" / "published" / dataset
-    beside = "" if dataset == SHOWN else dataset  # what else is shown, beside the committed run
-    if tables_only and dataset == SHOWN:
-        if profile == COMMITTED:
-            raise ValueError(
-                f"--tables is for other data sets than {SHOWN}, or other profiles than {COMMITTED}: the notebook's own "
-                "run needs its weights"
-            )
-        beside, published = profile, published / profile
-    elif dataset == SHOWN and profile != COMMITTED:
-        raise ValueError(f"{folder} holds a run of {profile}; allowed: {COMMITTED}, as COMMITTED says, or --tables")
-    else:
-        shutil.rmtree(published / "scores", ignore_errors=True)
-        for scores in (folder / "saved_models").glob(f"{dataset}-*-seed*/scores"):
-            shutil.copytree(scores, published / "scores" / scores.parent.name)
-    left_out = ("*.checkpoint.*", "scores") + (EXPERIMENTS if beside else ()) + ("*.pt",) * tables_only
-    shutil.copytree(models, published, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
-    if beside:
-        for path in published.glob("*.pt"):
-            shorten_film(path)
-    pictures = ROOT / "images" / beside
-    install_page(figures, models, pictures, f"{beside} " if beside else "")
-    if not beside:
-        install_notebook(folder, (models / "results.md").read_text(), (figures / "samples.png").read_bytes())
-    print(f"Installed {folder}: {published.relative_to(ROOT)}, {pictures.relative_to(ROOT)} and the page of its tables")
-
-
-def shorten_film(path):
-    """Leave in the weights file `path` the frames at the judged stages only: its film can be most of its size."""
-    saved = torch.load(path, map_location="cpu")
-    if "strip" in saved:
-        judged = {0, *saved["quality"]["iteration"]}
-        saved["strip"] = {at: frame for at, frame in saved["strip"].items() if at in judged}
-        torch.save(saved, path)
-
-
-def install_page(figures, models, pictures, prefix):
-    """Put the tables that the run's page has a place for into it, and the figures that it shows into `pictures`.
-
-    The page is README.md, or images/README.md for a run that is shown beside the committed one.
+    Raises ValueError if the code has changed since; parameters have their defaults.
     """
-    path = ROOT / ("images/README.md" if prefix else "README.md")
-    text = path.read_text()
-    for name in ("results", "runs", "claims"):
-        if f"<!-- {prefix}{name}: begin -->" in text:
-            text = replace_block(text, prefix + name, (models / f"{name}.md").read_text())
-    path.write_text(text)
-    pictures.mkdir(parents=True, exist_ok=True)
-    for old in (*pictures.glob("*.png"), *pictures.glob("*.gif")):
+    notebook, executed = nbformat.read(NOTEBOOK, 4), nbformat.read(path, 4)
+    code = [[c for c in some.cells if c.cell_type == "code"] for some in (notebook, executed)]
+    for cell, ran in zip(*code, strict=True):
+        digests = {code_digest([cell]), code_digest([ran])}
+        if len(digests) > 1 and "parameters" not in cell.metadata["tags"]:
+            raise ValueError(f"{path}: since then the code has changed, here:\n{cell.source}")
+        cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    for cell in notebook.cells:
+        for name in cell.metadata.keys() - {"tags", "cellView", "jupyter"}:
+            del cell.metadata[name]
+    kept = {name: executed.metadata[name] for name in ("kernelspec", "language_info")}
+    notebook.metadata = nbformat.from_dict(kept | {"code_sha256": code_digest(notebook.cells)})
+    return notebook
+
+
+def install_files(models, figures):
+    """Put weights, scores, claims and figures of a run in the places that are committed."""
+    published, images = ROOT / "saved_models/published", ROOT / "images"
+    places = {path: SHOWN / path.relative_to(models) for p in INSTALLED for path in models.glob(p)}
+    places |= {path: f"judges/{path.name}" for path in models.parent.glob(f"judges/{SHOWN}.pt")}
+    places |= {path: images / path.name for path in figures.glob("*.*")}
+    for old in filter(Path.is_file, images.iterdir()):
         old.unlink()
-    for figure in figures.iterdir():
-        place = pictures / figure.name
-        if not prefix:
-            shutil.copy(figure, place)
-        elif f"({place.relative_to(path.parent)})" in text:
-            # Photographs make large files: the last of 8 bits is mostly noise.
-            ImageOps.posterize(Image.open(figure).convert("RGB"), 7).save(place, optimize=True)
+    for path, place in places.items():
+        if not any(map(path.match, NOT_INSTALLED)):
+            (published / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, published / place)
 
 
-def install_notebook(folder, results, samples):
-    """Make the notebook executed in `folder` the committed one, with its scores and samples in the opening cell."""
-    notebook = nbformat.read(folder / NOTEBOOK.name, 4)
-    clean(notebook)
-    opening = notebook.cells[0]
+def run_page(text, made, results, claims):
+    """RESULTS.md's part on the committed run; figures keep their captions in its old `text`."""
+    figures = sorted(path.name for path in (ROOT / "images").iterdir() if path.is_file())
+    captions = {name: said for said, name in re.findall(r"!\[(.+)\]\(images/(.+)\)", text)}
+    order = [*filter(figures.__contains__, captions), *(n for n in figures if n not in captions)]
+    shown = [f"{captions.get(n, n)}:\n\n![{captions.get(n, n)}](images/{n})" for n in order]
+    tables = [results_table(results), claims_table(claims, whole=True)]
+    return "\n\n".join([f"{made} Torch {results['torch']}.", *tables, *shown])
+
+
+def install(folder, made):
+    """Install the execution in `folder`; `made` says in RESULTS.md where it came from."""
+    notebook = executed_notebook(folder / NOTEBOOK.name)
+    runs = [*(folder / "images").glob(f"{SHOWN}-{COMMITTED}-seed[0-9]")]
+    if len(runs) != 1:
+        raise ValueError(f"{folder} holds {len(runs)} runs of {COMMITTED} on {SHOWN}; allowed: 1")
+    models = folder / "saved_models" / runs[0].name
+    tables = [models / f"{name}.json" for name in ("results", "claims")]
+    results, claims = (json.loads(path.read_text()) for path in tables)
+    install_files(models, runs[0])
+    samples, opening = (runs[0] / "samples.png").read_bytes(), notebook.cells[0]
     opening["attachments"] = {"samples.png": {"image/png": base64.b64encode(samples).decode()}}
-    shown = "\n\n![samples](attachment:samples.png)"
-    opening.source = replace_block(opening.source, "results", results.strip() + shown)
+    table = results_table(results, COLUMNS)
+    shown = f"{table}\n\n![samples](attachment:samples.png)"
+    opening.source = replace_block(opening.source, "results", shown)
     nbformat.write(notebook, NOTEBOOK)
+    readme, page = ROOT / "README.md", ROOT / "RESULTS.md"
+    text = replace_block(readme.read_text(), "results", table)
+    readme.write_text(replace_block(text, "claims", claims_table(claims)))
+    text = page.read_text()
+    page.write_text(replace_block(text, "run", run_page(text, made, results, claims)))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("--trained", type=Path, help="saved_models/DATASET-PROFILE-seedN of trainings to take over")
-    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="runs whose scores are shown too")
-    parser.add_argument("--from", dest="folder", type=Path, help="a folder that an earlier call executed in")
-    parser.add_argument("--tables", action="store_true", help="install tables and figures, no weights")
+    parser.add_argument("-p", dest="given", nargs=2, action="append", default=[])
+    parser.add_argument("--trained", type=Path)
+    parser.add_argument("--from", dest="folder", type=Path)
+    parser.add_argument("--command", help="what trained, if not this")
+    parser.add_argument("--commit", help="of the code that trained, if not HEAD")
     chosen = parser.parse_args()
-    if "CHANGES" in dict(chosen.parameters):
-        parser.error("CHANGES: what is published has the settings of a profile; allowed: none")
-    folder = chosen.folder
-    if folder is None:
-        folder = Path(tempfile.mkdtemp(prefix="wgan_gp-"))
-        print(f"Executing in {folder}", flush=True)
-        make(folder, {name: literal(value) for name, value in chosen.parameters}, chosen.trained, chosen.beside)
-    install(folder, chosen.tables)
+    folder = chosen.folder or Path(tempfile.mkdtemp(prefix="wgan_gp-"))
+    git = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
+    commit = chosen.commit or subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    command = chosen.command or " ".join(["make publish", *map("=".join, chosen.given)])
+    print(f"{'Installing' if chosen.folder else 'Executing in'} {folder}", flush=True)
+    if not chosen.folder:
+        make(folder, {name: literal(value) for name, value in chosen.given}, chosen.trained)
+    install(folder, f"`{command}`, commit {commit}.")
 
 
 if __name__ == "__main__":

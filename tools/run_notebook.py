@@ -1,16 +1,17 @@
 """Run the notebook headless, showing in the terminal what its cells print while they run.
 
-    python tools/run.py [--output FILE] [-p NAME VALUE]...
+    python tools/run_notebook.py [--output FILE] [-p NAME VALUE]...
 
-NAME is a variable of the notebook's parameters cell; any other is refused. Ctrl-C, or SIGTERM, interrupts the cell, so
-that a training saves and says where; a second one ends the run at once. The executed notebook, whole or as far as it
-came, is written to FILE.
+NAME is a variable of the notebook's parameters cell; any other is refused. Ctrl-C, or SIGTERM,
+interrupts the cell, so that a training saves and says where; a second one ends the run at once. The
+executed notebook, whole or as far as it came, is written to FILE.
 """
 
 import argparse
 import ast
 import asyncio
 import logging
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -24,13 +25,13 @@ from nbclient.exceptions import CellExecutionError
 from notebook_cells import NOTEBOOK
 from traitlets.config import Config
 
-ABOUT = """**Run of {:%d %B %Y, %H:%M}**, with {}. Its outputs stand below. The table and the picture that follow here,
-and whatever is said of *the committed run*, are of another run."""
-PATIENCE = 120  # seconds that a training has to save where nbclient's own Ctrl-C ends the kernel (Windows)
+ABOUT = """**Run of {:%d %B %Y, %H:%M}**, with {}. Its outputs stand below. The table and the
+picture that follow here, and whatever is said of *the committed run*, are of another run."""
+PATIENCE = 120  # seconds to save where nbclient's own Ctrl-C ends the kernel (Windows)
 
 
 class InterruptibleClient(NotebookClient):
-    """An nbclient whose first Ctrl-C interrupts the cell that runs, where nbclient's own would end the kernel."""
+    """An nbclient whose first Ctrl-C interrupts the cell, where nbclient's own ends the kernel."""
 
     async def listen(self, notebook):
         """Take SIGINT and SIGTERM over from nbclient."""
@@ -47,7 +48,7 @@ class InterruptibleClient(NotebookClient):
 
 
 class EchoingClient(InterruptibleClient):
-    """One that also prints text and tables as they arrive, and the section of the notebook that it is in."""
+    """One that also prints text and tables as they arrive, and the section that it is in."""
 
     section = None
 
@@ -60,13 +61,13 @@ class EchoingClient(InterruptibleClient):
         return super().output(outs, msg, display_id, cell_index)
 
     def announce(self, cell, cell_index):
-        lines = [
-            line for c in self.nb.cells[:cell_index] if c.cell_type == "markdown" for line in c.source.splitlines()
-        ]
-        section = next((line.lstrip("# ") for line in reversed(lines) if line.startswith(("# ", "## ", "### "))), "")
+        prose = [c.source for c in self.nb.cells[:cell_index] if c.cell_type == "markdown"]
+        headings = re.findall(r"^#{1,3} (.*)", "\n".join(prose), re.MULTILINE)
+        section = headings[-1] if headings else ""
         if cell.cell_type == "code" and section != self.section:
             kinds = [c.cell_type for c in self.nb.cells]
-            print(f"[cell {kinds[:cell_index].count('code') + 1}/{kinds.count('code')}] {section}", flush=True)
+            at = f"{kinds[:cell_index].count('code') + 1}/{kinds.count('code')}"
+            print(f"[cell {at}] {section}", flush=True)
             self.section = section
 
 
@@ -81,13 +82,14 @@ def set_parameters(notebook, parameters):
     names = [s.targets[0].id for s in ast.parse(cell.source).body]
     if unknown := [name for name in parameters if name not in names]:
         raise ValueError(f"no such parameter: {', '.join(unknown)}; allowed: {', '.join(names)}")
-    cell.source = "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in parameters.items())])
+    given = [f"{name} = {value!r}" for name, value in parameters.items()]
+    cell.source = "\n".join([cell.source, *given])
 
 
 def execute(notebook, folder, echo=True):
     """Run all cells of `notebook`, in place, in a fresh kernel whose working directory is `folder`.
 
-    Outputs of an earlier run are removed first, so that none passes for this run's if it does not come to its end.
+    Outputs of an earlier run are removed first, so that none passes for this run's.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -120,8 +122,10 @@ def literal(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("--output", type=Path, default=Path(f"runs/wgan_gp-{datetime.now():%Y%m%d-%H%M%S}.ipynb"))
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", dest="parameters", action="append", default=[], **pair)
+    output = Path(f"runs/wgan_gp-{datetime.now():%Y%m%d-%H%M%S}.ipynb")
+    parser.add_argument("--output", type=Path, default=output)
     chosen = parser.parse_args()
     notebook = nbformat.read(NOTEBOOK, 4)
     parameters = {name: literal(value) for name, value in chosen.parameters}
@@ -129,17 +133,19 @@ def main():
         set_parameters(notebook, parameters)
     except ValueError as error:
         sys.exit(str(error))
-    given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items()) or "the defaults"
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(ABOUT.format(datetime.now(), given)))
+    given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items())
+    about = ABOUT.format(datetime.now(), given or "the defaults")
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(about))
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # an interrupt leaves nbclient's tasks unfinished
+    # An interrupt leaves nbclient's tasks unfinished, which need not be said:
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     failure = None
     try:
         execute(notebook, Path.cwd())
     except CellExecutionError as error:
         failure = f"{error.ename}: {error.evalue}"
-    except (Exception, KeyboardInterrupt) as error:  # nbclient itself can be interrupted in several ways
-        failure = f"interrupted ({type(error).__name__}); a training that was under way goes on if you run this again"
+    except (Exception, KeyboardInterrupt) as error:  # nbclient can be interrupted in several ways
+        failure = f"interrupted ({type(error).__name__}); run again, and a training goes on"
     nbformat.write(notebook, chosen.output)
     print(f"\nThe executed notebook: {chosen.output}")
     sys.exit(f"Stopped. {failure}" if failure else 0)

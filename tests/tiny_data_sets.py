@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 from PIL import Image
 
-# Where torchvision knows check sums, replicas cannot have them: this is run before the notebook's table is made.
+# Tiny data sets cannot have the check sums that torchvision knows: run this before they are read.
 WITHOUT_CHECKSUMS = """
 from torchvision import datasets
 for files in (datasets.CIFAR10.train_list, datasets.CIFAR10.test_list):
@@ -19,7 +19,7 @@ N_TRAIN, N_TEST = 120, 60
 
 
 def pictures(n, side, channels, rng, classes=10):
-    """n labelled pictures uint8 [n, side, side, channels]: noise with a bar whose height tells the class."""
+    """n labelled pictures uint8 [n, side, side, channels]: noise, a bar as high as the class."""
     labels = np.arange(n) % classes
     images = rng.integers(0, 80, (n, side, side, channels), dtype=np.uint8)
     for image, label in zip(images, labels, strict=True):
@@ -48,9 +48,10 @@ def cifar10(root, rng):
     folder.mkdir(parents=True)
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         images, labels = pictures(N_TEST if name == "test_batch" else N_TRAIN // 5, 32, 3, rng)
-        batch = {"data": images.transpose(0, 3, 1, 2).reshape(len(images), -1), "labels": labels.tolist()}
-        (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+        rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": labels.tolist()}))
+    names = {"label_names": [str(i) for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(names))
 
 
 def gtsrb(root, rng):
@@ -66,8 +67,8 @@ def gtsrb(root, rng):
     images = base / "GTSRB" / "Final_Test" / "Images"
     images.mkdir(parents=True)
     with open(base / "GT-final_test.csv", "w", newline="") as file:
-        rows = csv.writer(file, delimiter=";")
-        rows.writerow(["Filename", "Width", "Height", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId"])
+        rows, corners = csv.writer(file, delimiter=";"), ["Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2"]
+        rows.writerow(["Filename", "Width", "Height", *corners, "ClassId"])
         for i, image in enumerate(pictures(N_TEST, 40, 3, rng, classes=43)[0]):
             Image.fromarray(image).save(images / f"{i:05}.ppm")
             rows.writerow([f"{i:05}.ppm", 40, 40, 5, 5, 35, 35, i % 43])
@@ -75,24 +76,25 @@ def gtsrb(root, rng):
 
 def celeba(root, rng):
     """178 x 218 JPEGs and the five text files; attribute k is set in every (k + 2)th image."""
-    base = root / "celeba"
+    base, n = root / "celeba", N_TRAIN + 2 * N_TEST
     (base / "img_align_celeba").mkdir(parents=True)
-    n = N_TRAIN + 2 * N_TEST
-    names = [f"{i:06}.jpg" for i in range(1, n + 1)]
-    for name, image in zip(names, rng.integers(0, 256, (n, 9, 7, 3), dtype=np.uint8), strict=True):
+    names, noise = [f"{i:06}.jpg" for i in range(1, n + 1)], rng.integers(0, 256, (n, 9, 7, 3))
+    for name, image in zip(names, noise.astype(np.uint8), strict=True):
         Image.fromarray(image).resize((178, 218)).save(base / "img_align_celeba" / name)
     part = [0] * N_TRAIN + [1] * N_TEST + [2] * N_TEST
-    attributes = [[1 if i % (k + 2) == 0 else -1 for k in range(40)] for i in range(n)]
-    tables = {
-        "list_eval_partition.txt": ("", [[p] for p in part]),
-        "identity_CelebA.txt": ("", [[1 + i % 9] for i in range(n)]),
-        "list_bbox_celeba.txt": (f"{n}\nimage_id x_1 y_1 width height\n", [[1, 1, 100, 100]] * n),
-        "list_landmarks_align_celeba.txt": (f"{n}\n{' '.join(f'p{i}' for i in range(10))}\n", [list(range(10))] * n),
-        "list_attr_celeba.txt": (f"{n}\n{' '.join(f'a{i}' for i in range(40))}\n", attributes),
-    }
-    for name, (head, rows) in tables.items():
-        lines = [" ".join(map(str, [file, *row])) for file, row in zip(names, rows, strict=True)]
-        (base / name).write_text(head + "\n".join(lines) + "\n")
+    points, kinds = (" ".join(f"{x}{i}" for i in range(k)) for x, k in (("p", 10), ("a", 40)))
+    tables = {  # name: what stands above, the row of image i
+        "list_eval_partition": ("", lambda i: [part[i]]),
+        "identity_CelebA": ("", lambda i: [1 + i % 9]),
+        "list_bbox_celeba": (f"{n}\nimage_id x_1 y_1 width height\n", lambda i: [1, 1, 100, 100]),
+        "list_landmarks_align_celeba": (f"{n}\n{points}\n", lambda i: range(10)),
+        "list_attr_celeba": (
+            f"{n}\n{kinds}\n", lambda i: [1 if i % (k + 2) == 0 else -1 for k in range(40)],
+        ),
+    }  # fmt: skip
+    for name, (head, row) in tables.items():
+        lines = [" ".join(map(str, [file, *row(i)])) for i, file in enumerate(names)]
+        (base / f"{name}.txt").write_text(head + "\n".join(lines) + "\n")
 
 
 def folder(root, rng):
@@ -108,16 +110,8 @@ def folder(root, rng):
 
 
 def write_all(root, seed=0):
-    """All replicas under `root`; return {DATASET: (channels, side)} of them."""
+    """All tiny data sets, under `root`; their folder of pictures is root/pictures."""
     rng = np.random.default_rng(seed)
     for write in (mnist, cifar10, gtsrb, celeba, folder):
         write(root, rng)
     mnist(root, rng, "FashionMNIST")
-    return {
-        "fashion-mnist": (1, 28),
-        "mnist": (1, 28),
-        "cifar-10": (3, 32),
-        "gtsrb": (3, 32),
-        "celeba": (3, 64),
-        f"folder:{root / 'pictures'}": (3, 32),
-    }
