@@ -74,7 +74,7 @@ def test_toy_data_are_the_scripts(cells):
     """The same noise around the same places, none of which is left out."""
     for draw, (places, noise, scale) in zip(cells.TOY_DATA.values(), TOYS, strict=True):
         drawn = draw(20_000, torch.Generator().manual_seed(0)) / scale
-        distance = torch.cdist(drawn, torch.tensor(places))
+        distance = torch.cdist(drawn, torch.tensor(places, dtype=torch.float32))
         noise = noise if places is SPIRAL else noise / 2 * math.sqrt(2)  # across it, or around
         assert distance.min(1).values.square().mean().sqrt() == pytest.approx(noise, rel=0.05)
         share = distance.argmin(1).bincount(minlength=len(places)) * len(places) / 20_000
@@ -141,7 +141,8 @@ def test_gradients_of_layers_scaled_on_purpose(cells, gain):
     run = deep_run(cells, gain)
     norms = cells.layer_gradient_norms(run, 1 + torch.rand(32, 4), 1 + torch.rand(32, 4))
     last = math.sqrt(2 * 32 * 4) / 32  # -1/n for real, 1/n for generated, in 4 coordinates
-    assert norms == pytest.approx([last * gain**i for i in range(5, -1, -1)], rel=1e-4)
+    expected = [last * gain**i for i in range(5, -1, -1)]
+    assert norms == pytest.approx(expected, rel=1e-4, abs=0)
     assert not [layer for layer in run.critic if layer._forward_hooks]
 
 
