@@ -146,6 +146,24 @@ def test_gradients_of_layers_scaled_on_purpose(cells, gain):
     assert not [layer for layer in run.critic if layer._forward_hooks]
 
 
+@pytest.mark.parametrize(("c", "slope"), [(0.1, -0.18), (0.01, -1.11), (0.001, -2.10), (0, 0)])
+def test_slopes_before_training(cells, c, slope):
+    """What section 9.2 says of critics as they are drawn, clipped once and never trained."""
+    name, slopes = f"clipping, c = {c:g}" if c else "gradient penalty", []
+    for seed in range(5):
+        rng = torch.Generator().manual_seed(seed)
+        points = cells.swiss_roll(2000, rng)
+        settings = cells.replace(cells.CONSTRAINTS[name], latent_size=2)
+        run = cells.new_run(settings, [cells.relu_mlp(2, n, 128, 12, rng) for n in (2, 1)], CPU)
+        if c:
+            cells.clip_weights(run.critic, c)
+        with torch.no_grad():
+            x_tilde = run.generator(run.noise(1000))
+        norms = np.log10(cells.layer_gradient_norms(run, points[:1000], x_tilde))
+        slopes.append(np.polyfit(range(len(norms), 0, -1), norms, 1)[0])
+    assert np.mean(slopes) == pytest.approx(slope, abs=0.01)
+
+
 def test_share_at_limit(cells):
     run = deep_run(cells, 1.0, depth=1, width=2)  # weights: 1 0 0 1, 1 1
     for clip, share in ((1.0, 4 / 6), (2.0, 0)):
