@@ -18,7 +18,7 @@ from notebook_cells import NOTEBOOK, code_digest
 from PIL import Image
 from run_notebook import execute, set_parameters
 
-LINES = 1930  # of code, neither blank nor a comment alone
+LINES = 1934  # of code, neither blank nor a comment alone
 MACHINERY = 980  # of these in cells that can stay folded
 PUBLISHED = ROOT / "saved_models" / "published"
 RUN = "fashion-mnist-smoke-seed0"
