@@ -2,13 +2,15 @@ PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/ready
 
-# Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not.
+# Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not. It goes
+# as typed: `value` does not expand it, and neither does what make would export.
 PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS SAVE_SAMPLES CHANGES DATA_DIR MODELS_DIR IMAGES_DIR
+unexport $(PARAMETERS)
 typed  = $(findstring command,$(origin $1))
 quoted = '$(subst ','\'',$1)'
-GIVEN := $(foreach p,$(PARAMETERS),$(if $(call typed,$p),-p $p $(call quoted,$($p))))
-FETCH  = $(VENV)/bin/python tools/fetch_data.py $(call quoted,$(if $(call typed,DATASET),$(DATASET),fashion-mnist)) \
-	$(call quoted,$(if $(call typed,DATA_DIR),$(DATA_DIR),data))
+GIVEN := $(foreach p,$(PARAMETERS),$(if $(call typed,$p),-p $p $(call quoted,$(value $p))))
+FETCH  = $(VENV)/bin/python tools/fetch_data.py $(call quoted,$(if $(call typed,DATASET),$(value DATASET),fashion-mnist)) \
+	$(call quoted,$(if $(call typed,DATA_DIR),$(value DATA_DIR),data))
 
 # Whatever else is given there is a mistake, which would otherwise be passed over.
 UNKNOWN := $(filter-out $(PARAMETERS) PYTHON VENV,$(foreach v,$(.VARIABLES),$(if $(call typed,$v),$v)))
@@ -17,7 +19,7 @@ $(if $(UNKNOWN),$(error no such parameter: $(UNKNOWN); allowed: $(PARAMETERS)))
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run evaluate test browser stress lab publish bench search clean
+.PHONY: help run evaluate architectures test browser stress lab publish bench search clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -31,6 +33,10 @@ evaluate: $(READY) ## fresh samples, scores and claims from saved weights, yours
 	@$(FETCH)
 	$(VENV)/bin/python tools/run_notebook.py $(GIVEN) -p TRAIN False
 
+architectures: $(READY) ## Figure 2 and Table 2 (claims C5, C4): other architectures, in hours
+	@$(FETCH)
+	$(VENV)/bin/python tools/architectures.py $(GIVEN)
+
 test: $(READY) ## lint and tests
 	@$(FETCH)
 	$(VENV)/bin/ruff check .
@@ -38,7 +44,8 @@ test: $(READY) ## lint and tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 browser: $(READY) ## install what the JupyterLab test needs (Debian's Chromium, asks for sudo)
-	$$([ "$$(id -u)" = 0 ] || echo sudo) apt-get install --yes --no-install-recommends chromium
+	$$([ "$$(id -u)" = 0 ] || echo sudo) sh -c \
+	    "apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium"
 	$(VENV)/bin/python -m pip install --quiet playwright
 
 stress: $(READY) ## a hundred kills and five hundred damaged files

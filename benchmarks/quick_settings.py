@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import torch  # noqa: E402
 from notebook_cells import load_cells  # noqa: E402
+from pages import markdown_table, replace_block  # noqa: E402
 
 SMALL = {"width": 16, "batch_size": 32}
 QUICK = {"width": 24, "batch_size": 64}  # what `quick` has
@@ -99,6 +100,7 @@ def train_for(cells, data, settings, core_seconds):
     """A Run that has used so many seconds of this process."""
     networks = cells.build_networks(settings, data.train.shape[1:], cells.device)
     run = cells.new_run(settings, networks, cells.device, cells.precision)
+    run.path = Path(settings.method)
     if settings.penalty_weight:
         run.gradient = cells.written_out_gradient
     start = time.process_time()
@@ -107,7 +109,7 @@ def train_for(cells, data, settings, core_seconds):
             last = max(run.iteration + 10, round(run.iteration * core_seconds / used))
             run.settings = cells.replace(run.settings, iterations=last)
         losses = cells.iterate(run, data.train)
-    cells.check_finite(settings.method, run, losses)
+    cells.check_finite(run, losses)
     return run
 
 
@@ -140,16 +142,13 @@ def table(cells, results, note):
         found = [f"{result['iterations']:,}", f"{result['frechet_distance']:.2f}"]
         rows.append([result["method"], ", ".join(changed) or "nothing", *found])
     header = ["method", "changed from the paper's settings", "iterations", "Frechet distance"]
-    return f"{cells.markdown_table(header, rows)}\n\n{note}"
+    return f"{markdown_table(header, rows)}\n\n{note}"
 
 
 def rewrite_readme(folder, name, content):
     """Put `content` between the marks `name: begin` and `name: end` of README.md in `folder`."""
     path = folder / "README.md"
-    begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
-    before, rest = path.read_text().split(begin)
-    _, after = rest.split(end)
-    path.write_text(f"{before}{begin}\n{content}\n{end}{after}")
+    path.write_text(replace_block(path.read_text(), name, content))
 
 
 def main():

@@ -33,16 +33,13 @@ CANDIDATES = [
 LATE = {"width": 64, "linear_decay": 0.333}  # what all of them have
 
 
-def make_trainings(cells, data, iterations, folder):
-    """A Training for each of CANDIDATES."""
-    rare = {"record_every": max(1, iterations // 10), "film_every": iterations}
-    trainings = []
+def start_runs(cells, data, iterations, folder):
+    """A new Run for each of CANDIDATES."""
+    common, runs = {"iterations": iterations, "record_every": max(1, iterations // 10)}, []
     for number, (method, changes) in enumerate(CANDIDATES):
-        changes = LATE | rare | changes | {"iterations": iterations}
-        settings = cells.replace(cells.PAPER[method], **changes)
-        place = Path(folder) / str(number)
-        trainings.append(cells.Training(str(number), settings, data, place))
-    return trainings
+        settings = cells.replace(cells.PAPER[method], **LATE | changes | common)
+        runs.append(cells.start_run(Path(folder, str(number)), settings, data))
+    return runs
 
 
 def measure(cells, run, judge, reference):
@@ -68,9 +65,9 @@ def main():
         data = cells.load_images(cells.source, Path(chosen.data_dir), cells.device)
         judge = trained_judge(cells, data, chosen.classifier_images)
         reference, other = judge.describe(data.train[:20_000])[0].split(10_000)
-        trainings = make_trainings(cells, data, chosen.iterations, folder)
-        runs = cells.train(trainings, cells.device, cells.precision, "afresh", 10**9)
-    results = [measure(cells, run, judge, reference) for run in runs.values()]
+        runs = start_runs(cells, data, chosen.iterations, folder)
+        cells.train(runs, save_seconds=10**9)
+    results = [measure(cells, run, judge, reference) for run in runs]
     note = (
         f"{chosen.iterations:,} generator iterations, seed 0, averaged generator, 10,000 samples "
         f"against 10,000 training images (10,000 other training images: "

@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -44,6 +45,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import torch  # noqa: E402
 from notebook_cells import load_cells  # noqa: E402
+from pages import markdown_table, replace_block  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
@@ -343,17 +345,19 @@ def side_by_side(cells, alternations, iterations=None):
         with cells.iterating(run, images) as steps:
             whole_turn(steps, device, iterations)
 
-    def all_of_them(n):
-        cells.side_by_side([partial(job, run) for run in runs], n, lambda: None)
+    def all_of_them(at_once):
+        share = max(1, threads // at_once)
+        with ThreadPoolExecutor(at_once, "", torch.set_num_threads, (share,)) as pool:
+            list(pool.map(job, runs))
 
-    at_once = len(runs) if device.type == "cuda" else min(len(runs), torch.get_num_threads())
-    ratios = []
+    ratios, threads = [], torch.get_num_threads()
     for _ in range(1 + alternations):  # the first warms up
-        one, several = (timed(device, all_of_them, n)[0] for n in (1, at_once))
+        one, several = (timed(device, all_of_them, n)[0] for n in (1, len(runs)))
         ratios.append(one / several)
+    torch.set_num_threads(threads)
     ratio, low, high = (f(ratios[1:]) for f in (statistics.median, min, max))
     found = f"{ratio:.2f} ({low:.2f} to {high:.2f}) times as fast as in turn"
-    return f"{profile}'s three methods, {at_once} at a time: {found}"
+    return f"{profile}'s three methods, {len(runs)} at a time: {found}"
 
 
 def main():
@@ -387,17 +391,13 @@ def main():
     made = f"{cells.processor(cells.device)}, ours in {cells.precision}, torch {version}."
     note = "Usual / ours where there are two numbers. "
     note += f"{chosen.alternations} alternations; {made} {'; '.join(lines)}"
-    table = f"{cells.markdown_table(HEADER, rows)}\n\n{note}"
+    table = f"{markdown_table(HEADER, rows)}\n\n{note}"
     print(table)
-    if not chosen.no_table:
+    if not chosen.no_table and cells.device.type != "mps":
         readme = HERE / "README.md"
         where = "" if cells.device.type == "cpu" else f"{cells.device.type} "
-        begin, end = (
-            f"<!-- speed {where}{cells.precision}: {place} -->" for place in ("begin", "end")
-        )
-        block = f"{begin}\n{table}\n{end}"
-        text = re.sub(f"{begin}.*{end}", lambda _: block, readme.read_text(), flags=re.DOTALL)
-        readme.write_text(text)
+        name = f"speed {where}{cells.precision}"
+        readme.write_text(replace_block(readme.read_text(), name, table))
 
 
 if __name__ == "__main__":

@@ -71,10 +71,14 @@ def run(cells):
     return make
 
 
-def train_all(cells, several, data, folder, device=CPU, precision="float32", judge=None, **options):
+def train_all(
+    cells, several, data, folder, device=CPU, precision="float32", judge=None, start="resume", **how
+):
     """{method: finished Run} of trainings with `several` Settings on `data`, files in `folder`."""
-    trainings = [cells.Training(chosen.method, chosen, data, folder, judge) for chosen in several]
-    return cells.train(trainings, device, precision, **options)
+    common = data, judge, start, (device, precision)
+    runs = [cells.start_run(folder / chosen.method, chosen, *common) for chosen in several]
+    cells.train(runs, **how)
+    return {run.settings.method: run for run in runs}
 
 
 def train_one(cells, settings, *arguments, **options):
@@ -114,5 +118,5 @@ def same_state(cells, a, b):
         found.append(state)
     compare(*found, "run")
     if a.newest and b.newest:
-        films = [r.newest.with_name(f"{r.settings.method}.film").read_bytes() for r in (a, b)]
+        films = [Path(f"{r.path}.film").read_bytes() for r in (a, b)]
         assert films[0] == films[1], "film"

@@ -27,10 +27,10 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import torch
+from conftest import CPU, METHODS, brightness, train_one
 from notebook_cells import load_cells
 from tqdm import tqdm
 
@@ -39,8 +39,6 @@ from tqdm import tqdm
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 
-CPU = torch.device("cpu")
-METHODS = ("DCGAN", "WGAN", "WGAN-GP")
 ODD = ("directory", "code", "foreign", "text")  # things that are no files of the notebook
 
 
@@ -73,11 +71,6 @@ def state_of(cells, run):
     return digest(parts | {"rng": run.rng.get_state()})
 
 
-def brightness(pictures):
-    """A judge."""
-    return {"brightness": pictures.float().mean().item()}
-
-
 @contextlib.contextmanager
 def silence():
     with contextlib.ExitStack() as stack:
@@ -89,9 +82,8 @@ def silence():
 
 def train(cells, data, settings, folder):
     """Train with a checkpoint after every iteration, silently."""
-    trainings = [cells.Training(settings.method, settings, data, folder, brightness)]
     with silence():
-        return cells.train(trainings, CPU, "float32", save_seconds=0)[settings.method]
+        return train_one(cells, settings, data, folder, judge=brightness, save_seconds=0)
 
 
 def train_and_kill(cells, data, settings, folder, after):
@@ -179,8 +171,7 @@ def outcome_of(cells, data, settings, place, which, expected):
             assert digest(generator.state_dict()) == expected[-1], "wrong weights were loaded"
             return "unharmed"
         with silence():
-            training = cells.Training("WGAN-GP", settings, data, place)
-            run = cells.start_run(training, CPU, "float32", "resume")
+            run = cells.start_run(place / "WGAN-GP", settings, data)
         assert state_of(cells, run) == expected[run.iteration - 1], "a wrong state was resumed"
         return "unharmed" if run.iteration == 3 else "the other taken"
     except ValueError as error:
@@ -190,14 +181,13 @@ def outcome_of(cells, data, settings, place, which, expected):
 
 def damage_test(cells, data, number, rng, folder):
     """Damage files in `number` ways; return how often each outcome came about."""
-
     settings, states = cells.profile_settings("smoke", "WGAN-GP"), []
     run = cells.new_run(settings, cells.build_networks(settings, (1, 28, 28), CPU), CPU)
     good, outcomes = folder / "good", Counter()
-    good.mkdir()
+    run.path = good / "WGAN-GP"
     for _ in range(3):
         cells.iterate(run, data.train)
-        cells.save_run(run, good)
+        cells.save_run(run)
         states.append(state_of(cells, run))
     generator, _ = cells.load_generator(good / "WGAN-GP.pt", (1, 28, 28), CPU)
     expected = [*states, digest(generator.state_dict())]
@@ -205,7 +195,7 @@ def damage_test(cells, data, number, rng, folder):
         place = folder / "damaged"
         shutil.copytree(good, place)
         paths = {"newest": [place / run.newest.name], "weights": [place / "WGAN-GP.pt"]}
-        for path in paths.get(which) or cells.checkpoints(place, "WGAN-GP"):
+        for path in paths.get(which) or cells.checkpoints(place / "WGAN-GP"):
             damage(path, kind, at, rng)
         outcome = outcome_of(cells, data, settings, place, which, expected)
         assert outcome == "refused" or kind not in ODD, f"{which} {kind}: {outcome}"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -97,34 +98,26 @@ def test_training_on_cuda_and_evaluation_anywhere(cells, there, tmp_path, method
     assert (pictures[0] - pictures[1]).abs().max() <= 2
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_training_goes_on_as_though_it_never_stopped(
-    cells, there, tmp_path, monkeypatch, method
+def test_trainings_side_by_side_stop_and_go_on_as_though_each_were_alone_and_never_stopped(
+    cells, there, tmp_path, monkeypatch
 ):
-    """Stopped while iterations come from the graph; what goes on has a graph of its own."""
-    settings = cells.profile_settings("smoke", method, iterations=40)
-    whole = train_one(cells, settings, there, tmp_path / "whole", CUDA, judge=brightness)
-    pace = cells.set_pace
+    """Stopped while iterations come from the graphs; what goes on has graphs of its own."""
+    several = [cells.profile_settings("smoke", method, iterations=40) for method in METHODS]
+    pace, arrived = cells.set_pace, threading.Barrier(3)
 
     def interrupting(r):
-        if r.iteration == 6:
+        if r.iteration == 6 and arrived.wait(timeout=60) == 0:
             os.kill(os.getpid(), signal.SIGINT)
         pace(r)
 
     with monkeypatch.context() as patch:
         patch.setattr(cells, "set_pace", interrupting)
         with pytest.raises(KeyboardInterrupt, match=r"saved at iteration \d+ "):
-            train_one(cells, settings, there, tmp_path / "parts", CUDA, judge=brightness)
-    resumed = train_one(cells, settings, there, tmp_path / "parts", CUDA, judge=brightness)
-    same_state(cells, whole, resumed)
-
-
-def test_several_trainings_equal_single_ones(cells, there, tmp_path):
-    settings = [cells.profile_settings("smoke", method) for method in METHODS]
-    together = train_all(cells, settings, there, tmp_path / "all", CUDA, judge=brightness)
-    for chosen in settings:
+            train_all(cells, several, there, tmp_path / "parts", CUDA, judge=brightness)
+    resumed = train_all(cells, several, there, tmp_path / "parts", CUDA, judge=brightness)
+    for chosen in several:
         alone = train_one(cells, chosen, there, tmp_path / "alone", CUDA, judge=brightness)
-        same_state(cells, together[chosen.method], alone)
+        same_state(cells, resumed[chosen.method], alone)
 
 
 def test_scores_are_those_of_the_cpu(cells, fashion_mnist):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU
 from torch import nn
 
 F64 = torch.float64
@@ -126,9 +125,7 @@ def test_zero_gradient_is_finite(cells, run, form):
 def test_only_penalised_critics_are_written_out(cells, tiny, tmp_path):
     """With batch normalisation, images of a batch depend on each other, and it would be wrong."""
     for method, form in (("WGAN", FORMS[0]), ("WGAN-GP", FORMS[1])):
-        settings = cells.profile_settings("smoke", method)
-        training = cells.Training(method, settings, tiny, tmp_path)
-        run = cells.start_run(training, CPU, "float32", "resume")
+        run = cells.start_run(tmp_path / method, cells.profile_settings("smoke", method), tiny)
         assert run.gradient is getattr(cells, form)
         x = torch.rand(5, 1, 28, 28)
         both = [getattr(cells, form)(run.critic, x) for form in FORMS]

@@ -64,6 +64,7 @@ def execution(tmp_path, monkeypatch):
     models, figures = folder / "saved_models" / RUN, folder / "images" / RUN
     for path in (models / "few_images", figures, models.parent / "judges", root / "images"):
         path.mkdir(parents=True)
+    (models / "random_architectures.pt").write_bytes(b"of tools/architectures.py")
     for name in ("README.md", "RESULTS.md", "wgan_gp.ipynb"):
         shutil.copy(ROOT / name, root / name)
     for name in ("WGAN-GP.pt", "WGAN-GP.checkpoint-a.pt", "WGAN-GP.film", "few_images/WGAN.pt"):
@@ -73,7 +74,8 @@ def execution(tmp_path, monkeypatch):
         (models / f"{name}.json").write_text(json.dumps(content))
     for name in ("samples", "training"):
         Image.new("RGB", (2, 1), "red").save(figures / f"{name}.png")
-    (root / "images" / "old.png").write_bytes(b"of an earlier run")
+    for name in ("old.png", "architectures.png"):
+        (root / "images" / name).write_bytes(b"of an earlier run, and what is no run's")
     notebook = nbformat.read(ROOT / "wgan_gp.ipynb", 4)
     notebook.cells[-2].metadata["trace"] = notebook.metadata["widgets"] = {}
     nbformat.write(notebook, folder / "wgan_gp.ipynb")
@@ -90,9 +92,11 @@ def test_what_a_run_left_is_installed(execution):
     kept = {str(p.relative_to(published)) for p in published.rglob("*") if p.is_file()}
     run = {"WGAN-GP.pt", "WGAN-GP.film", "few_images/WGAN.pt", "results.json", "claims.json"}
     assert kept == {f"fashion-mnist/{name}" for name in run} | {"judges/fashion-mnist.pt"}
-    assert [path.name for path in (root / "images").iterdir()] == ["samples.png"]
+    images = {path.name for path in (root / "images").iterdir()}
+    assert images == {"samples.png", "architectures.png"}
     readme, page = (root / "README.md").read_text(), (root / "RESULTS.md").read_text()
     assert "| WGAN-GP | 1.250 | 12.3 |" in readme and "| C1 | said | partly |" in readme
+    assert "architectures.png" not in page.split("<!-- run: end -->")[0]
     assert "commit abc" in page and "| C1 | said | 1 of 2 | b | partly |" in page
     notebook = nbformat.read(root / "wgan_gp.ipynb", 4)
     assert "| WGAN-GP | 1.250 | 12.3 |" in notebook.cells[0].source

@@ -62,15 +62,15 @@ def interrupt_at(process, path):
 
 
 def test_parameters_arrive_and_the_run_is_written(start, tmp_path):
-    given = ("-p", "SEED", "3", "-p", "METHODS", "DCGAN, WGAN")
-    process = start("print(SEED + 1, METHODS)", *given)
+    given = ("-p", "SEED", "3", "-p", "METHODS", "2024")  # a text, as its default is
+    process = start("print(SEED + 1, repr(METHODS))", *given)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "[cell 2/2] 1 Work\n4 DCGAN, WGAN\n" in shown
+    assert "[cell 2/2] 1 Work\n4 '2024'\n" in shown
     assert "The executed notebook: executed.ipynb" in shown
     about, *_, last = nbformat.read(tmp_path / "executed.ipynb", 4).cells
-    assert "`SEED = 3`, `METHODS = 'DCGAN, WGAN'`" in about.source
-    assert last.outputs[0].text == "4 DCGAN, WGAN\n"
+    assert "`SEED = 3`, `METHODS = '2024'`" in about.source
+    assert last.outputs[0].text == "4 '2024'\n"
 
 
 def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):

@@ -1,10 +1,10 @@
 """Every setting is refused, early and by name, when it is unknown, of the wrong type or range."""
 
-import ast
 import dataclasses
 import os
-import shlex
+import re
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -12,24 +12,24 @@ import torch
 from conftest import METHODS, ROOT
 from hypothesis import given, strategies as st
 from notebook_cells import NOTEBOOK, load_cells
+from run_notebook import defaults
 
 WRONG_TYPE = {int: 1.5, float: "fast", str: 3, bool: 1}
+PARAMETERS = defaults(nbformat.read(NOTEBOOK, 4))
 
 
-def parameters():
-    """{name: default} of the notebook's parameters cell, which must hold literals only."""
-    cells = nbformat.read(NOTEBOOK, 4).cells
-    (cell,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-    body = ast.parse(cell.source).body
-    return {line.targets[0].id: ast.literal_eval(line.value) for line in body}
+@pytest.fixture
+def folders(tmp_path):
+    return {name: str(tmp_path / name) for name in ("MODELS_DIR", "IMAGES_DIR")}
 
 
 def test_every_setting_refuses_wrong_types_and_values_out_of_range(cells):
     for f in dataclasses.fields(cells.Settings):
         with pytest.raises(TypeError, match=rf"^{f.name} is .*allowed: {f.type.__name__}"):
             cells.Settings(**{f.name: WRONG_TYPE[f.type]})
-        low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
-        wrong = ["something else"] if choices else [] if low is None else [low - 1, high * 2]
+        allowed = f.metadata["allowed"]
+        wrong = [allowed[0] - 1, allowed[1] * 2] if f.type in (int, float) else []
+        wrong += ["something else"] if f.type is str and allowed else []
         wrong += [float("nan"), float("inf")] if f.type is float else []
         assert wrong or f.type is bool or f.name == "dataset", f"{f.name} accepts anything"
         for value in wrong:
@@ -45,15 +45,15 @@ VALUES = st.one_of(NUMBERS, st.text(max_size=5), st.none(), st.lists(st.integers
 def test_any_value_is_taken_or_refused_by_name(cells, data):
     """A value of its type within its limits, or one error with name, value and what is allowed."""
     f = data.draw(st.sampled_from(dataclasses.fields(cells.Settings)))
-    low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
-    near = [] if low is None else [low, high, low - 1, high + 1, f.type(low), f.type(high)]
-    value = data.draw(st.one_of(VALUES, st.sampled_from([*near, *(choices or ()), f.default])))
+    limits, number = f.metadata["allowed"], f.type in (int, float)
+    near = [limits[0] - 1, limits[1] + 1, *map(f.type, limits)] if number else []
+    value = data.draw(st.one_of(VALUES, st.sampled_from([*near, *limits, f.default])))
     allowed = type(value) is f.type or (f.type is float and type(value) is int)
-    allowed = allowed and (choices is None or value in choices)
-    allowed = allowed and (low is None or low <= value <= high)
+    if allowed and limits:
+        allowed = limits[0] <= value <= limits[1] if number else value in limits
     try:
-        settings = cells.Settings(**{f.name: value})
-        assert allowed and getattr(settings, f.name) == value
+        found = getattr(cells.Settings(**{f.name: value}), f.name)
+        assert allowed and found == value and type(found) is f.type
     except (TypeError, ValueError) as error:
         if allowed:  # but not together with the other settings' defaults
             assert f.name in ("clip", "critic_batch_norm")
@@ -85,7 +85,7 @@ def test_profiles_are_complete_and_the_last_is_the_papers(cells):
     for profile in cells.PROFILES:
         settings = [cells.profile_settings(profile, method) for method in METHODS]
         assert [chosen.method for chosen in settings] == list(METHODS)
-        assert len({(s.iterations, s.width, s.batch_size, s.film_every) for s in settings}) == 1
+        assert len({(s.iterations, s.width, s.batch_size, s.record_every) for s in settings}) == 1
     for s in settings:
         found = [getattr(s, name) for name in (*COLUMNS, "objective", "critic_batch_norm")]
         assert found == list(OF_THE_PAPER[s.method])
@@ -95,7 +95,7 @@ def test_profiles_are_complete_and_the_last_is_the_papers(cells):
 WRONG = {"lambda": 5}, {"seed": 5}, {"n_critic": 0}, {"n_critic": "5"}
 REFUSED = {
     "DATASET": ("mnisst", "folder:", "folder:/no/such/folder", 3),
-    "IMAGE_SIZE": (50, "64"),
+    "IMAGE_SIZE": (15, 257, "64"),
     "METHODS": ("WGAN, LSGAN", "", " , ", ["WGAN"]),
     "PROFILE": ("slow", None),
     "SEED": (-1, "one", True),
@@ -115,8 +115,7 @@ CASES = [(name, value) for name, values in REFUSED.items() for value in values]
 
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{n}={v}" for n, v in CASES])
-def test_parameters_are_refused_before_any_work(tmp_path, name, value):
-    folders = {part: str(tmp_path / part) for part in ("MODELS_DIR", "IMAGES_DIR")}
+def test_parameters_are_refused_before_any_work(tmp_path, folders, name, value):
     with pytest.raises((TypeError, ValueError), match="allowed: ") as refused:
         load_cells(**folders | {name: value})
     assert any(word in str(refused.value) for word in (name, name.lower(), "n_critic is "))
@@ -124,9 +123,9 @@ def test_parameters_are_refused_before_any_work(tmp_path, name, value):
 
 
 def test_methods_are_chosen_by_name_and_no_parameter_is_left_unchecked(cells):
-    assert parameters().keys() == REFUSED.keys()
+    assert PARAMETERS.keys() == REFUSED.keys()
     for named, chosen in (("WGAN-GP,DCGAN", ["DCGAN", "WGAN-GP"]), (" WGAN , ", ["WGAN"])):
-        assert cells.check_choices(parameters() | {"METHODS": named}) == chosen
+        assert cells.check_choices(PARAMETERS | {"METHODS": named}) == chosen
 
 
 def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path, monkeypatch):
@@ -136,7 +135,6 @@ def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path, monkeyp
     chosen = {"PROFILE": "smoke", "SEED": 3, "MODELS_DIR": "~/models", "IMAGES_DIR": "~/images"}
     plain, changed = load_cells(**chosen), load_cells(**chosen, CHANGES=changes)
     assert plain.models == tmp_path / "models" / "fashion-mnist-smoke-seed3"
-    assert plain.published == tmp_path / "models" / "published"
     name = plain.models.name + "-DCGAN-width-16-WGAN-GP-n_critic-2-WGAN-GP-penalty_weight-1.0"
     assert changed.models.name == name and changed.figures == tmp_path / "images" / name
     for method, settings in plain.settings.items():
@@ -144,20 +142,75 @@ def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path, monkeyp
         assert dataclasses.asdict(changed.settings[method]) == expected
 
 
-def make(*arguments):
-    command, environment = ["make", "-n", "run", *arguments], os.environ | {"DEVICE": "tpu"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def test_a_whole_number_makes_no_whole_learning_rate(cells):
+    settings = cells.profile_settings("smoke", "WGAN-GP", learning_rate=1)
+    (group,) = cells.build_optimizer(settings, torch.nn.Linear(1, 1)).param_groups
+    assert group["lr"].is_floating_point()
 
 
-def test_make_passes_every_parameter_on_as_it_was_typed():
-    """Blanks and quotes included; what only the environment has is not passed on."""
-    every = dict.fromkeys(parameters(), "3") | {"DATASET": "folder:/Anna's pictures/2024"}
-    for chosen in (every, {"METHODS": "DCGAN, WGAN"}):
-        lines = make(*(f"{name}={value}" for name, value in chosen.items())).stdout.split("\n")
-        words = shlex.split(next(line for line in lines if "tools/run_notebook.py" in line))
-        passed = [words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"]
-        assert sorted(passed) == sorted(map(list, chosen.items()))
-    made = make("SEEED=3")
+def test_published_weights_are_found_or_it_says_where_it_looked(
+    tmp_path, folders, monkeypatch, capsys
+):
+    monkeypatch.chdir(ROOT)
+    cells = load_cells(**folders)  # with folders elsewhere
+    assert cells.weights_file("WGAN-GP").is_file()
+    monkeypatch.chdir(tmp_path)
+    cells = load_cells(MODELS_DIR="models", IMAGES_DIR="images")
+    assert cells.load_runs() == {}
+    places = tmp_path / cells.models, tmp_path / "models" / "published" / "fashion-mnist"
+    assert "WGAN-GP: left out: neither in {} nor in {}\n".format(*places) in capsys.readouterr().out
+
+
+def test_a_training_of_one_iteration_is_planned_and_left_out_of_curves(
+    tmp_path, folders, tiny, monkeypatch, capsys
+):
+    """The message names what is missing, also for a folder of few images."""
+    monkeypatch.chdir(tmp_path)  # where no published weights are
+    changes = {"WGAN-GP": {"iterations": 1}}
+    cells = load_cells(**folders, PROFILE="quick", CHANGES=changes)
+    cells.data = tiny
+    for path, chosen, _ in cells.plan():
+        saved = {"settings": dataclasses.asdict(chosen), "iteration": chosen.iterations}
+        saved["quality"] = {"iteration": sorted(cells.stages(chosen, 200))}
+        cells.write_atomically(Path(f"{path}.pt"), dict.fromkeys(cells.WEIGHTS) | saved)
+    assert cells.finished("DCGAN.pt", "WGAN.pt") and not cells.finished("DCGAN.pt", "WGAN-GP.pt")
+    assert not cells.finished("few_images/WGAN.pt")
+    said = rf"few_images/WGAN.pt in {cells.models}, finished, with more than three stages\n"
+    assert re.search(rf"{said}.*few_images of over 1,000 images", capsys.readouterr().out)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(*arguments) -> the run of make, with a Python that only shows its own arguments."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nprintf '<%s>\\n' \"$@\"\n")
+    python.chmod(0o755)
+    (tmp_path / "venv" / "ready").touch()
+
+    def run(*arguments):
+        command = ["make", f"VENV={tmp_path / 'venv'}", *arguments]
+        environment = os.environ | {"DEVICE": "tpu"}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_make_passes_every_parameter_on_as_it_was_typed(make, tmp_path):
+    """Nothing in a value is executed; what only the environment has is not passed on."""
+    touch = f"touch {tmp_path / 'touched'}"
+    dataset = f'folder:/Anna\'s cash$money/$(shell {touch}) `{touch}` $$ ${{HOME}} "2024", #'
+    for chosen in (dict.fromkeys(PARAMETERS, "3") | {"DATASET": dataset}, {"METHODS": "A, B"}):
+        typed = [f"{name}={value}" for name, value in chosen.items()]
+        shown = make("run", *typed).stdout.splitlines()
+        words = [line[1:-1] for line in shown if line[0] == "<"]
+        fetched = chosen.get("DATASET", "fashion-mnist"), chosen.get("DATA_DIR", "data")
+        assert words[:4] == ["tools/fetch_data.py", *fetched, "tools/run_notebook.py"]
+        passed = zip(words[4::3], words[5::3], words[6::3], strict=True)
+        assert sorted(passed) == sorted(("-p", *pair) for pair in chosen.items())
+        assert "cash$money" in make("-n", "run", *typed).stdout or chosen == {"METHODS": "A, B"}
+    assert not (tmp_path / "touched").exists()
+    made = make("run", "SEEED=3")
     assert made.returncode and "no such parameter: SEEED; allowed: DATASET " in made.stderr
 
 

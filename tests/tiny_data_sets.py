@@ -75,7 +75,7 @@ def gtsrb(root, rng):
 
 
 def celeba(root, rng):
-    """178 x 218 JPEGs and the five text files; attribute k is set in every (k + 2)th image."""
+    """178 x 218 JPEGs and the five text files."""
     base, n = root / "celeba", N_TRAIN + 2 * N_TEST
     (base / "img_align_celeba").mkdir(parents=True)
     names, noise = [f"{i:06}.jpg" for i in range(1, n + 1)], rng.integers(0, 256, (n, 9, 7, 3))
@@ -88,10 +88,8 @@ def celeba(root, rng):
         "identity_CelebA": ("", lambda i: [1 + i % 9]),
         "list_bbox_celeba": (f"{n}\nimage_id x_1 y_1 width height\n", lambda i: [1, 1, 100, 100]),
         "list_landmarks_align_celeba": (f"{n}\n{points}\n", lambda i: range(10)),
-        "list_attr_celeba": (
-            f"{n}\n{kinds}\n", lambda i: [1 if i % (k + 2) == 0 else -1 for k in range(40)],
-        ),
-    }  # fmt: skip
+        "list_attr_celeba": (f"{n}\n{kinds}\n", lambda i: [1] * 40),
+    }
     for name, (head, row) in tables.items():
         lines = [" ".join(map(str, [file, *row(i)])) for i, file in enumerate(names)]
         (base / f"{name}.txt").write_text(head + "\n".join(lines) + "\n")

@@ -17,19 +17,14 @@ from pathlib import Path
 
 import nbformat
 from notebook_cells import NOTEBOOK, code_digest
+from pages import markdown_table, replace_block
 from run_notebook import execute, literal, set_parameters
 
 ROOT = NOTEBOOK.parent
 SHOWN, COMMITTED = "fashion-mnist", "quick"  # data set and profile of the committed run
 COLUMNS = ("Frechet distance", "KID x 1000", "precision", "recall", "coverage", "minutes")
 INSTALLED = ("*.pt", "*.film", "*.json", "rmsprop/*.pt", "few_images/*.pt")
-NOT_INSTALLED = ("*.checkpoint-?.pt", "training.png")
-
-
-def markdown_table(header, rows):
-    """A Markdown table from a list of column names and a list of rows of cells."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+OTHERS = ("*.checkpoint-?.pt", "training.png", "*architectures.*")  # the last shown by hand
 
 
 def results_table(results, columns=None):
@@ -57,13 +52,6 @@ def claims_table(claims, whole=False):
         rows.append([name, claim["paper"], *more, claim["verdict"] or "not measured"])
     more = ["measured here", "fails"] if whole else []
     return markdown_table(["", "the paper", *more, "verdict"], rows)
-
-
-def replace_block(text, name, content):
-    """`text` with what stands between the marks `name: begin` and `name: end` replaced."""
-    begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
 
 
 def make(folder, parameters, trained=None):
@@ -99,23 +87,28 @@ def executed_notebook(path):
     return notebook
 
 
+def is_installed(path):
+    """Does a file of a run, or in images/, belong to what this script installs?"""
+    return path.is_file() and not any(map(path.match, OTHERS))
+
+
 def install_files(models, figures):
     """Put weights, scores, claims and figures of a run in the places that are committed."""
     published, images = ROOT / "saved_models/published", ROOT / "images"
     places = {path: SHOWN / path.relative_to(models) for p in INSTALLED for path in models.glob(p)}
     places |= {path: f"judges/{path.name}" for path in models.parent.glob(f"judges/{SHOWN}.pt")}
     places |= {path: images / path.name for path in figures.glob("*.*")}
-    for old in filter(Path.is_file, images.iterdir()):
+    for old in filter(is_installed, images.iterdir()):
         old.unlink()
-    for path, place in places.items():
-        if not any(map(path.match, NOT_INSTALLED)):
-            (published / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, published / place)
+    for path in filter(is_installed, places):
+        place = published / places[path]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
 
 
 def run_page(text, made, results, claims):
     """RESULTS.md's part on the committed run; figures keep their captions in its old `text`."""
-    figures = sorted(path.name for path in (ROOT / "images").iterdir() if path.is_file())
+    figures = sorted(path.name for path in filter(is_installed, (ROOT / "images").iterdir()))
     captions = {name: said for said, name in re.findall(r"!\[(.+)\]\(images/(.+)\)", text)}
     order = [*filter(figures.__contains__, captions), *(n for n in figures if n not in captions)]
     shown = [f"{captions.get(n, n)}:\n\n![{captions.get(n, n)}](images/{n})" for n in order]

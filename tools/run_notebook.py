@@ -76,13 +76,19 @@ def parameters_cell(notebook):
     return next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
 
 
+def defaults(notebook):
+    """{name: value} of the parameters cell, which holds literals only."""
+    lines = ast.parse(parameters_cell(notebook).source).body
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+
+
 def set_parameters(notebook, parameters):
     """Set `parameters` at the end of the parameters cell. Raises ValueError for an unknown name."""
-    cell = parameters_cell(notebook)
-    names = [s.targets[0].id for s in ast.parse(cell.source).body]
+    names = defaults(notebook)
     if unknown := [name for name in parameters if name not in names]:
         raise ValueError(f"no such parameter: {', '.join(unknown)}; allowed: {', '.join(names)}")
     given = [f"{name} = {value!r}" for name, value in parameters.items()]
+    cell = parameters_cell(notebook)
     cell.source = "\n".join([cell.source, *given])
 
 
@@ -112,10 +118,10 @@ def execute(notebook, folder, echo=True):
     client.execute()
 
 
-def literal(text):
-    """'3' -> 3, 'None' -> None, 'WGAN-GP' -> 'WGAN-GP'."""
+def literal(text, default=None):
+    """'3' -> 3, 'None' -> None, 'WGAN-GP' -> 'WGAN-GP'; with a text for default always the text."""
     try:
-        return ast.literal_eval(text)
+        return text if isinstance(default, str) else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 
@@ -128,7 +134,8 @@ def main():
     parser.add_argument("--output", type=Path, default=output)
     chosen = parser.parse_args()
     notebook = nbformat.read(NOTEBOOK, 4)
-    parameters = {name: literal(value) for name, value in chosen.parameters}
+    usual = defaults(notebook)
+    parameters = {name: literal(value, usual.get(name)) for name, value in chosen.parameters}
     try:
         set_parameters(notebook, parameters)
     except ValueError as error:

@@ -1,0 +1,249 @@
+"""Figure 2 and Table 2 of the paper (claims C5, C4): other architectures, the same settings.
+
+python tools/architectures.py [--figure-2] [--table-2] [-p NAME VALUE]...
+
+Without --figure-2 and --table-2 it makes both, in hours, by the notebook's cells and with its
+parameters; PROFILE is quick unless given. What has been trained is kept in architectures.pt and
+random_architectures.pt of the run's folder, so that it goes on after an interruption. Figures of
+these names go to the run's image folder.
+"""
+
+import argparse
+import math
+import os
+import sys
+from functools import partial
+from itertools import pairwise, product
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import torch
+import torch.nn.functional as F
+from notebook_cells import NOTEBOOK, load_cells
+from pages import markdown_table
+from run_notebook import defaults, literal
+from torch import nn
+
+
+class Gate(nn.Module):
+    """Maps [n, 2C, h, w] -> [n, C, h, w]: sigmoid of every other one times tanh of the next."""
+
+    def forward(self, maps):
+        return maps[:, ::2].sigmoid() * maps[:, 1::2].tanh()
+
+
+class Softplus(nn.Module):
+    """softplus(2x + 2) / 2 - 1, of any shape."""
+
+    def forward(self, x):
+        return F.softplus(2 * x + 2) / 2 - 1
+
+
+LEAKY = partial(nn.LeakyReLU, 0.2)
+ARCHITECTURES = {  # of Figure 2, less residual nets: what is changed in generator and critic
+    "baseline": ({}, {}),
+    "G: no norm, constant width": ({"norm": False, "growth": 1}, {}),
+    "G: perceptron": (None, {}),
+    "no norm": ({"norm": False}, {"norm": False}),
+    "gated": ({"nonlinearity": Gate}, {"nonlinearity": Gate}),
+    "tanh": ({"nonlinearity": nn.Tanh}, {"nonlinearity": nn.Tanh}),
+}
+
+
+def random_architecture(number):
+    """(changes of the generator, of the critic) of random architecture `number`, after Table 1."""
+    rng, nonlinearities = np.random.default_rng(number), (nn.ReLU, LEAKY, Softplus, nn.Tanh)
+    parts = {"nonlinearity": nonlinearities, "extra": (0, 1, 2, 4)}
+    parts |= {"width": (8, 16, 32), "norm": (False, True)}
+    return [{name: some[rng.integers(len(some))] for name, some in parts.items()} for _ in "GD"]
+
+
+def varied_layers(
+    sides, channels, up, norm_layer, width, nonlinearity=None, norm=True, growth=2, extra=0
+):
+    """(layers, shape of the coarsest maps) of a generator's convolutions if `up`, or a critic's.
+
+    A normalisation and a nonlinearity come before each of a generator's, after each of a critic's
+    (none after its first). `extra` more at each size. A gate takes two maps for each that it gives.
+    """
+    nonlinearity = nonlinearity or (nn.ReLU if up else LEAKY)
+    gate, outer, layers = 1 + (nonlinearity is Gate), channels, []
+    for i, (finer, coarser) in enumerate(pairwise(sides)):  # from the image inwards
+        maps, level = width * growth**i, []
+        convolutions = [nn.Conv2d(maps, gate * maps, 3, padding=1) for _ in range(extra)]
+        if up:
+            padding = finer - (2 * coarser - 1)
+            convolutions.append(nn.ConvTranspose2d(maps, outer, 5, 2, 2, padding))
+        else:
+            convolutions.insert(0, nn.Conv2d(outer, gate * maps, 5, 2, 2))
+        for convolution in convolutions:
+            normalised = norm and norm_layer and (up or layers or level)
+            between = [norm_layer(gate * maps)] if normalised else []
+            between.append(nonlinearity())
+            level += [*between, convolution] if up else [convolution, *between]
+        layers, outer = (level + layers, gate * maps) if up else (layers + level, maps)
+    return layers, (outer, sides[-1], sides[-1])
+
+
+def varied_networks(cells, chosen, shape, name):
+    """[generator, critic] of one of ARCHITECTURES, or of the random one with that number.
+
+    They are the notebook's with other layers. A penalised critic, which must not mix the images of
+    a batch, has layer normalisation if it is a random one, as in Table 1, else none.
+    """
+    drawn = name not in ARCHITECTURES
+    of_generator, of_critic = random_architecture(name) if drawn else ARCHITECTURES[name]
+    generator, critic = networks = cells.build_networks(chosen, shape, "cpu")
+    common = cells.map_sides(shape[1], chosen.smallest_map), shape[0]
+    width, rng = {"width": chosen.width}, torch.Generator().manual_seed(chosen.seed)
+    if of_generator is None:
+        layers = cells.relu_mlp(chosen.latent_size, math.prod(shape), 512, 5, rng)
+        generator.layers = nn.Sequential(*layers, nn.Unflatten(1, shape))
+    else:
+        layers, start = varied_layers(*common, True, nn.BatchNorm2d, **width | of_generator)
+        first = nn.Linear(chosen.latent_size, math.prod(start))
+        generator.layers = nn.Sequential(first, nn.Unflatten(1, start), *layers)
+        cells.initialise(generator, rng)
+    norm_layer = partial(nn.GroupNorm, 1) if drawn else None
+    if chosen.critic_batch_norm:
+        norm_layer = partial(nn.BatchNorm2d, track_running_stats=False)
+    layers, end = varied_layers(*common, False, norm_layer, **width | of_critic)
+    critic.layers, critic.head = nn.Sequential(*layers), nn.Linear(math.prod(end), 1)
+    cells.initialise(critic, rng)
+    return [net.to(cells.device, memory_format=torch.channels_last) for net in networks]
+
+
+def measure(cells, name, method, seed, iterations, precision):
+    """Scores and samples of a varied architecture trained by `method`."""
+    chosen = cells.replace(cells.settings[method], seed=seed, iterations=iterations)
+    networks = varied_networks(cells, chosen, tuple(cells.data.train.shape[1:]), name)
+    run = cells.new_run(chosen, networks, cells.device, precision)
+    with cells.iterating(run, cells.data.train) as steps:
+        for _ in range(iterations):
+            next(steps)
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(cells.n_samples, chosen.latent_size, generator=rng).to(cells.device)
+    pictures = cells.generate(cells.settled(run.average), z)
+    row = {"architecture": name, "method": method, "samples": pictures[:16].cpu()}
+    return row | cells.judge.scores(pictures)
+
+
+def train_all(cells, name, cases, iterations):
+    """What was measured of these (architecture, method, seed), kept as NAME.pt."""
+    iterations = 5 if cells.profile == "smoke" else iterations
+    size = {"iterations": iterations, "precision": cells.precision}
+    return cells.experiment(name, partial(measure, cells), cases, cells.settings, **size)
+
+
+def figure_2(cells):
+    """Results of Figure 2 (section 5.2): every architecture by every method, two seeds."""
+    cases = product(ARCHITECTURES, cells.PAPER, range(1 if cells.profile == "smoke" else 2))
+    return train_all(cells, "architectures", cases, 3_000)
+
+
+def show_figure_2(cells, results):
+    """Draw samples of each first seed, print scores; (what was measured, checks) of C5."""
+    figure, axes = cells.new_figure(len(cells.PAPER), len(ARCHITECTURES), 13, 7)
+    scores = {}
+    for axis, (method, name) in zip(axes.flat, product(cells.PAPER, ARCHITECTURES), strict=True):
+        found = {"architecture": name, "method": method}
+        scores[method, name] = cells.values(results, "Inception score", **found)
+        title = f"{name}\n" * (method == "DCGAN") + cells.spread(scores[method, name])
+        cells.draw_grid(axis, cells.values(results, "samples", **found)[0], 4, title)
+        axis.set_ylabel(method if name == "baseline" else "")
+    figure.savefig(cells.figures / "architectures.png", bbox_inches="tight", dpi=80)
+    rows = [[a, *(cells.spread(scores[m, a]) for m in cells.PAPER)] for a in ARCHITECTURES]
+    print(markdown_table(["Inception score", *cells.PAPER], rows))
+    trained = {m: np.array([scores[m, a] for a in ARCHITECTURES]) > 5 for m in cells.PAPER}
+    checks = {"WGAN-GP: every architecture": trained["WGAN-GP"].all()}
+    for method in ("DCGAN", "WGAN"):
+        only = trained["WGAN-GP"] & ~trained[method]
+        checks[f"{method}: not every architecture that WGAN-GP trains"] = only.any()
+    counts = ", ".join(f"{method} {some.sum()}" for method, some in trained.items())
+    return f"Inception score above 5, of {trained['DCGAN'].size} trainings: {counts}", checks
+
+
+def sign_test(a, b):
+    """Two-sided p-value of successes a and b, bool [n], if each of one alone were a coin's toss."""
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    n = only_a + only_b
+    return min(1, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
+
+
+def table_2(cells):
+    """Results of Table 2 (section 5.1): random architectures, by two methods."""
+    cases = product(range(2 if cells.profile == "smoke" else 40), ("DCGAN", "WGAN-GP"), [0])
+    return train_all(cells, "random_architectures", cases, 1_000)
+
+
+def show_table_2(cells, results):
+    """Draw the scores of both methods, print successes; (what was measured, checks) of C4."""
+    methods = ("DCGAN", "WGAN-GP")
+    by = [np.array(cells.values(results, "Inception score", method=m)) for m in methods]
+    figure, (axis,) = cells.new_figure(1, 1, 3.6, 3.4)
+    axis.plot(*by, "ko", [1, 8], [1, 8], "k:", ms=4)
+    axis.set(xlabel="Inception score, DCGAN", ylabel="Inception score, WGAN-GP")
+    figure.savefig(cells.figures / "random_architectures.png", bbox_inches="tight", dpi=80)
+    rows, checks, counts = [], {}, []
+    for at in (3, 5, 7):
+        a, b = (scores > at for scores in by)
+        p = sign_test(a, b)
+        parts = [int(some.sum()) for some in (a & ~b, b & ~a, a & b, ~a & ~b)]
+        rows.append([at, *parts, f"{p:.2g}"])
+        more = bool(b.sum() > a.sum() and p < 0.05)
+        checks[f"WGAN-GP: more often than DCGAN above {at} (p < 0.05)"] = more
+        counts.append(f"above {at}: DCGAN {a.sum()}, WGAN-GP {b.sum()} (p = {p:.2g})")
+    header = ["above", "only DCGAN", "only WGAN-GP", "both", "neither", "p (sign test)"]
+    print(markdown_table(header, rows))
+    return f"Inception score of {len(a)} random architectures {'; '.join(counts)}", checks
+
+
+def load(**parameters):
+    """The notebook's cells with these parameters, its data and judge. Raises as they do."""
+    cells = load_cells(**{"PROFILE": "quick"} | parameters)
+    if cells.source.target != "classes":
+        raise ValueError(f"DATASET is {cells.DATASET!r}; allowed: one whose images have classes")
+    cells.data = cells.load_images(cells.source, Path(cells.DATA_DIR).expanduser(), cells.device)
+    cells.judge = cells.load_judge(cells.data)
+    n = 500 if cells.profile == "smoke" else 10_000
+    cells.n_samples = min(n, len(cells.data.test), len(cells.data.train))
+    return cells
+
+
+def report(cells, claim, show, results):
+    """Print the verdict on a claim and each check, by `show`, if there are results."""
+    if not results:
+        return
+    measured, checks = show(cells, results)
+    print(f"\n{claim}: {cells.verdict(checks)}. {measured}")
+    for check, holds in checks.items():
+        print(f"  {'holds' if holds else 'fails'}: {check}")
+    print(f"Figures: {cells.figures}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--figure-2", action="store_true", help="six architectures (C5)")
+    parser.add_argument("--table-2", action="store_true", help="forty random ones (C4)")
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", dest="given", action="append", default=[], **pair)
+    chosen = parser.parse_args()
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    usual = defaults(nbformat.read(NOTEBOOK, 4))
+    try:
+        cells = load(**{name: literal(value, usual.get(name)) for name, value in chosen.given})
+    except (KeyError, TypeError, ValueError) as error:
+        sys.exit(error.args[0])
+    print(f"{cells.models}: {cells.precision} on {cells.processor(cells.device)}", flush=True)
+    try:
+        if chosen.figure_2 or not chosen.table_2:
+            report(cells, "C5", show_figure_2, figure_2(cells))
+        if chosen.table_2 or not chosen.figure_2:
+            report(cells, "C4", show_table_2, table_2(cells))
+    except KeyboardInterrupt:
+        sys.exit("Stopped. What has been trained is kept; run again, and it goes on")
+
+
+if __name__ == "__main__":
+    main()
