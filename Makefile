@@ -19,7 +19,7 @@ $(if $(UNKNOWN),$(error no such parameter: $(UNKNOWN); allowed: $(PARAMETERS)))
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run evaluate architectures test browser stress lab publish bench search clean
+.PHONY: help run evaluate architectures test mutants browser stress lab publish bench search clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -42,6 +42,9 @@ test: $(READY) ## lint and tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+mutants: $(READY) ## small faults put into the notebook, one at a time: do the tests see each
+	$(VENV)/bin/python tests/mutants.py
 
 browser: $(READY) ## install what the JupyterLab test needs (Debian's Chromium, asks for sudo)
 	$$([ "$$(id -u)" = 0 ] || echo sudo) sh -c \

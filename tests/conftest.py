@@ -1,5 +1,7 @@
 """Fixtures: the notebook's cells as a module, real data, and a small random stand-in for speed."""
 
+import ast
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from notebook_cells import NOTEBOOK, load_cells
 
-ROOT = NOTEBOOK.parent
+ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = Path(os.environ.get("DATA_DIR", ROOT / "data"))
 CPU = torch.device("cpu")
 METHODS = ("DCGAN", "WGAN", "WGAN-GP")
@@ -58,6 +60,26 @@ def tiny(cells):
     labels = torch.randint(10, (300,), generator=rng)
     parts = (images[:200], labels[:200], images[200:], labels[200:])
     return cells.ImageData(*parts, list("0123456789"))
+
+
+@pytest.fixture
+def run_cell(cells, monkeypatch):
+    """run_cell(name): run what stands beside definitions in the cell that defines this function.
+
+    What the cell assigns is a name of `cells` until the test ends.
+    """
+    code = [c for c in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    trees = [ast.parse("".join(cell["source"])) for cell in code]
+
+    def make(name):
+        (tree,) = (t for t in trees if name in [getattr(node, "name", None) for node in t.body])
+        nodes = [node for node in tree.body if not hasattr(node, "name")]
+        for node in nodes:
+            for target in getattr(node, "targets", ()):
+                monkeypatch.setattr(cells, target.id, None, raising=False)
+        exec(compile(ast.Module(nodes, []), name, "exec"), vars(cells))
+
+    return make
 
 
 @pytest.fixture

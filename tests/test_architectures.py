@@ -25,7 +25,7 @@ def networks(cells, method, name, shape=(1, 28, 28), **changes):
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_architectures_of_figure_2(cells, method, shape):
+def test_an_architecture_of_figure_2_is_built_as_its_name_says(cells, method, shape):
     norms = {}
     for name in architectures.ARCHITECTURES:
         generator, critic = networks(cells, method, name, shape, width=4)
@@ -44,7 +44,7 @@ def test_the_architectures_of_figure_2(cells, method, shape):
 
 
 @pytest.mark.parametrize("method", ["DCGAN", "WGAN-GP"])
-def test_random_architectures(cells, method):
+def test_a_random_architecture_has_the_parts_that_are_drawn_for_it(cells, method):
     """The drawn parts are there, for each number the same ones, and every part is drawn."""
     found, images = set(), torch.randn(4, 1, 28, 28)
     of_critic = nn.BatchNorm2d if method == "DCGAN" else nn.GroupNorm
@@ -68,7 +68,7 @@ def test_random_architectures(cells, method):
     assert len(found) == 4 + 4 + 3 + 2
 
 
-def test_parts_of_the_varied_networks(cells):
+def test_softplus_gate_and_baseline_are_what_they_are_called(cells):
     x = torch.tensor([-50.0, 0.0, 50.0])
     expected = torch.tensor([-1.0, math.log(1 + math.exp(2)) / 2 - 1, 50.0])
     torch.testing.assert_close(architectures.Softplus()(x), expected)
@@ -136,7 +136,7 @@ def test_c4_falls_with_its_evidence(cells, dcgan, wgan_gp, holds, p):
     assert list(checks.values()) == holds
 
 
-def test_both_run_and_go_on_after_an_interruption(tmp_path, monkeypatch, capsys):
+def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     """At smoke size on a tiny MNIST; data without classes are refused."""
     tiny_data_sets.mnist(tmp_path / "data", np.random.default_rng(0))
     given = {f"{name.upper()}_DIR": tmp_path / name for name in ("data", "models", "images")}

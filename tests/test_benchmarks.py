@@ -67,7 +67,7 @@ def test_the_gradient_that_is_written_out_saves_arithmetic(cells):
     assert counts[0] < 0.94 * counts[1]
 
 
-def test_training_speed_runs(cells):
+def test_the_benchmark_of_speed_fills_its_table_and_compares_side_by_side(cells):
     command = [sys.executable, str(ROOT / "benchmarks/training_speed.py"), "--no-table"]
     command += ["--no-evaluation", "--widths", "8", "--batches", "8", "--pixels", "28"]
     command += ["--alternations", "2", "--data-dir", str(DATA_DIR)]
@@ -82,7 +82,7 @@ def test_training_speed_runs(cells):
 
 
 @pytest.mark.parametrize("script", [quick_settings, standard_settings])
-def test_settings_are_compared(tmp_path, monkeypatch, script):
+def test_what_a_comparison_of_settings_finds_is_kept_and_shown(tmp_path, monkeypatch, script):
     """Two small candidates; what is found is kept, and the table goes into the README beside it."""
     shutil.copy(ROOT / "benchmarks/README.md", tmp_path)
     small = {"width": 8, "batch_size": 16, "linear_decay": 0.333}

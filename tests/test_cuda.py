@@ -86,7 +86,7 @@ def test_without_a_graph_the_training_goes_on(cells, there, monkeypatch, capsys)
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_training_on_cuda_and_evaluation_anywhere(cells, there, tmp_path, method, precision):
+def test_what_is_trained_on_cuda_is_evaluated_anywhere(cells, there, tmp_path, method, precision):
     settings = cells.profile_settings("smoke", method)
     trained = train_one(cells, settings, there, tmp_path, CUDA, precision)
     assert trained.iteration == 12 and next(trained.generator.parameters()).is_cuda

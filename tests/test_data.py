@@ -14,14 +14,15 @@ from PIL import Image
 ORIENTATION, BITS_PER_SAMPLE, SAMPLE_FORMAT = 0x0112, 258, 339  # tags of EXIF and TIFF
 
 
-def test_the_real_data(fashion_mnist, cells):
+def test_the_real_data_are_all_of_fashion_mnist_in_its_own_order(fashion_mnist, cells):
     assert fashion_mnist.train.shape == (60_000, 1, 28, 28)
     assert fashion_mnist.test.shape == (10_000, 1, 28, 28)
     assert fashion_mnist.train.dtype == torch.uint8
     assert fashion_mnist.train_labels.bincount().tolist() == [6000] * 10
-    original = cells.datasets.FashionMNIST(DATA_DIR, train=False)
-    assert fashion_mnist.test[:, 0].equal(original.data)
-    assert fashion_mnist.test_labels.equal(original.targets)
+    for train, part in ((True, "train"), (False, "test")):
+        original = cells.datasets.FashionMNIST(DATA_DIR, train=train)
+        assert getattr(fashion_mnist, part)[:, 0].equal(original.data)
+        assert getattr(fashion_mnist, f"{part}_labels").equal(original.targets)
     assert fashion_mnist.names == original.classes
 
 
@@ -309,20 +310,21 @@ def test_pictures_exchanged_in_a_data_set_are_decoded_anew(cells, tmp_path):
     assert changed.nonzero().flatten().tolist() == [1]
 
 
-def test_drawn_images_are_real_and_follow_the_generator(cells, tiny):
+def test_every_image_is_drawn_as_often_and_follows_the_generator(cells, tiny):
     rngs = [torch.Generator().manual_seed(3) for _ in range(2)]
-    first, again = (cells.draw_real(tiny.train, 50, rng) for rng in rngs)
-    assert first.equal(again) and not first.equal(cells.draw_real(tiny.train, 50, rngs[0]))
-    pairs = (cells.to_uint8(first)[:, None] == tiny.train).flatten(2).all(2)
-    assert pairs.any(1).all() and pairs.any(0).sum() > 30  # of 200, without an order
+    first, again = (cells.draw_real(tiny.train, 4000, rng) for rng in rngs)
+    assert first.equal(again) and not first.equal(cells.draw_real(tiny.train, 4000, rngs[0]))
+    pairs = (torch.cdist(first.flatten(1), cells.to_float(tiny.train).flatten(1)) < 0.1).sum(0)
+    assert pairs.sum() == 4000 and pairs.min() > 4 and pairs.max() < 40  # 20 each, on average
     every = torch.arange(256, dtype=torch.uint8)
     assert cells.to_float(every).aminmax() == (-1, 1)
     assert cells.to_uint8(cells.to_float(every)).equal(every)
 
 
-def test_some_images_are_always_the_same_and_only_training_images(cells, tiny):
+def test_some_images_are_random_ones_always_the_same_and_only_training_images(cells, tiny):
     few, again = cells.some_images(tiny, 50), cells.some_images(tiny, 50)
     assert few.train.equal(again.train) and few.test is tiny.test and len(few.train_labels) == 50
+    assert not few.train.equal(tiny.train[:50])
     pairs = (few.train[:, None] == tiny.train).flatten(2).all(2)  # [50, 200]
     assert (pairs.sum(1) == 1).all() and (pairs.sum(0) <= 1).all()
     assert few.train_labels.equal(tiny.train_labels[pairs.int().argmax(1)])

@@ -138,7 +138,7 @@ def ran(browser, tmp_path_factory, fashion_mnist):
         yield notebook, page, folder / "work"
 
 
-def test_run_all(ran):
+def test_run_all_shows_every_table_and_figure_and_no_error(ran):
     notebook, page, work = ran
     assert red(page, error=True).all_text_contents() == []
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_text_contents()
@@ -173,7 +173,7 @@ def test_machinery_is_folded_and_red_ground_has_bars_alone(ran):
     assert cell(page, place(notebook, TRAIN)).locator(".jp-OutputArea-output img").count() == 1
 
 
-def test_samples_again_and_links_of_the_contents(ran):
+def test_samples_are_drawn_again_and_the_contents_lead_to_their_sections(ran):
     """Drawing samples again, without training, shows and scores new ones."""
     notebook, page, _ = ran
     texts = ("evaluation_seed =", "def show_samples(", SCORES)
@@ -193,7 +193,7 @@ def test_samples_again_and_links_of_the_contents(ran):
         expect(heading).to_be_in_viewport(timeout=10_000)
 
 
-def test_stop_button(browser, tmp_path, fashion_mnist):
+def test_the_stop_button_saves_and_a_training_goes_on_from_there(browser, tmp_path, fashion_mnist):
     """Stop saves and says where; the same cell run again goes on from there."""
     notebook = smoke_notebook()
     longer = (

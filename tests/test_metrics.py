@@ -32,13 +32,13 @@ def asked(oracle, features):
     return oracle.compute()
 
 
-def test_frechet_distance_against_torchmetrics(cells, features):
+def test_frechet_distance_equals_torchmetrics(cells, features):
     expected = asked(FrechetInceptionDistance(feature=Identity()), features).item()
     assert cells.frechet_distance(*features) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("block", [600, 1000])
-def test_kernel_distance_against_torchmetrics(cells, features, block):
+def test_kernel_distance_equals_torchmetrics(cells, features, block):
     oracle = KernelInceptionDistance(feature=Identity(), subsets=1, subset_size=600)
     expected = asked(oracle, features)[0].item()
     found = cells.kernel_distance(*features, block=block)
@@ -54,7 +54,7 @@ def test_kernel_distance_is_the_mean_over_whole_blocks(cells, features, n, used)
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_inception_score_against_torchmetrics_and_at_its_bounds(cells):
+def test_inception_score_equals_torchmetrics_and_reaches_its_bounds(cells):
     logits = torch.randn(400, 24, dtype=torch.float64) * 3
     oracle = InceptionScore(feature=Identity(), normalize=False, splits=1)
     oracle.update(logits)
@@ -64,7 +64,7 @@ def test_inception_score_against_torchmetrics_and_at_its_bounds(cells):
     assert cells.inception_score(torch.full((50, 10), 0.1)) == pytest.approx(1)
 
 
-def test_precision_and_recall_against_torch_fidelity(cells, features):
+def test_precision_and_recall_equal_torch_fidelitys(cells, features):
     real, generated = (f.float() for f in features)
     options = {"prc_neighborhood": 3, "prc_batch_size": 500, "verbose": False}
     oracle = prc_features_to_metric(generated, real, **options)
@@ -92,7 +92,7 @@ def test_copies_are_scored_as_torch_fidelity_scores_them(cells):
         assert cells.distances(x, x[:50] * 1.001).min() > 0
 
 
-def test_coverage_against_its_definition(cells, features):
+def test_coverage_equals_its_definition(cells, features):
     real, generated = features[0][:120].numpy(), 1.6 * features[1][:120].numpy()
     radius = [np.sort(np.linalg.norm(real - x, axis=1))[5] for x in real]  # 0 is itself
     pairs = zip(real, radius, strict=True)
@@ -101,7 +101,7 @@ def test_coverage_against_its_definition(cells, features):
     assert found["coverage"] == pytest.approx(np.mean(covered)) and 0 < np.mean(covered) < 1
 
 
-def test_neighbour_scores_of_known_cases(cells):
+def test_far_equal_and_collapsed_samples_get_the_scores_they_deserve(cells):
     real = torch.randn(300, 4)
     far = cells.neighbour_scores(real, real + 1000)
     assert far == {"precision": 0, "recall": 0, "coverage": 0}
@@ -142,9 +142,24 @@ def test_the_judge_learns_what_can_be_seen(cells, target):
     cells.train_classifier(classifier.train(), data, 6400)
     judge = cells.Judge(classifier, data)
     assert judge.accuracy > 0.95 and not classifier.training
+    wrong = cells.replace(data, test_labels=(data.test_labels + 1) % 4)
+    assert cells.Judge(classifier, wrong).accuracy < 0.05 or target == "rotations"
     features, given = judge.describe(data.test, batch=7)
     assert features.shape == (100, 128) and given.shape == (100, 4)
     assert given.sum(1).allclose(torch.ones(100))
+
+
+def test_the_judge_is_shown_every_training_image_and_no_other(cells, tiny):
+    shown = []
+
+    class Watching(nn.Linear):
+        def forward(self, images):
+            shown.append(images.flatten(1))
+            return super().forward(shown[-1])
+
+    cells.train_classifier(Watching(784, 10), tiny, 20 * 128)
+    distance = torch.cdist(torch.cat(shown), cells.to_float(tiny.train).flatten(1))
+    assert len(shown) == 20 and distance.min(0).values.max() < 0.1 > distance.min(1).values.max()
 
 
 def test_the_judges_scores_are_those_of_its_features(cells, tiny):

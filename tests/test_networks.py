@@ -32,7 +32,7 @@ def test_counts_equal_the_authors(cells):
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 44, 44)])
 @pytest.mark.parametrize("smallest_map", [4, 7])
-def test_shapes_and_ranges(cells, shape, smallest_map):
+def test_images_have_the_shape_and_range_that_the_critic_takes(cells, shape, smallest_map):
     generator, critic = build(cells, shape=shape, width=8, smallest_map=smallest_map)
     images = generator(10 * torch.randn(3, 128))
     assert images.shape == (3, *shape) and images.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_the_way_from_4_to_7_equals_the_authors_crop(cells):
 
 
 @pytest.mark.parametrize(("method", "in_critic"), [("DCGAN", 2), ("WGAN", 2), ("WGAN-GP", 0)])
-def test_where_batch_normalisation_is(cells, method, in_critic):
+def test_batch_normalisation_is_where_the_paper_has_it_and_nowhere_else(cells, method, in_critic):
     """No bias before one, a bias everywhere else; without one, images are scored alone."""
     networks = build(cells, method)
     for network, expected in zip(networks, (3, in_critic), strict=True):
@@ -73,6 +73,12 @@ def test_where_batch_normalisation_is(cells, method, in_critic):
     critic.head.weight.data.mul_(1000)
     assert critic(images).abs().max() > 1  # there is no sigmoid
     assert critic.eval()(images).equal(critic.train()(images))  # always the batch's statistics
+
+
+def test_nonlinearities_are_the_authors(cells):
+    generator, critic = build(cells)
+    slopes = [layer.negative_slope for layer in critic.layers if isinstance(layer, nn.LeakyReLU)]
+    assert slopes == [0.2] * 3 and [type(layer) for layer in generator.layers].count(nn.ReLU) == 3
 
 
 def test_initial_spread_is_the_authors(cells):

@@ -94,7 +94,7 @@ def test_the_whole_notebook_runs_alone(smoke):
         assert film.n_frames == 4  # of iterations 0, 4, 8 and 12
 
 
-def test_evaluation_alone(smoke):
+def test_evaluation_alone_draws_fresh_samples_and_touches_nothing_trained(smoke):
     """In another kernel: fresh samples, and nothing that was trained or measured is touched."""
     folder, _ = smoke
     samples = folder / "images" / RUN / "samples.png"

@@ -58,7 +58,7 @@ def test_epsilon_is_uniform_and_drawn_for_each_sample(cells):
     assert distance < 1.95 / n**0.5  # p about 0.001 for a uniform
 
 
-def test_penalty_gradient_against_finite_differences(cells):
+def test_the_penaltys_gradient_equals_finite_differences(cells):
     torch.manual_seed(0)
     layers = (nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 16, 1), nn.Flatten(0))
     critic = nn.Sequential(*layers).to(F64)  # without kinks
@@ -111,7 +111,7 @@ def test_the_gradient_that_is_written_out_is_the_definition(cells, shape, smalle
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_zero_gradient_is_finite(cells, run, form):
+def test_the_penalty_of_a_constant_critic_is_1_and_has_a_finite_gradient(cells, run, form):
     """A constant critic has gradient exactly 0, where a norm has no derivative."""
     critic = run().critic
     nn.init.zeros_(critic.head.weight)

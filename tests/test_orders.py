@@ -145,7 +145,7 @@ def test_every_evaluating_cell_runs_again_by_itself_in_any_order(trained):
     assert [name for name, claim in claims.items() if not claim["checks"]] == ["C4", "C5"]
 
 
-def test_evaluation_before_training_and_again_after(open_session, trained):
+def test_evaluation_works_before_training_and_again_after(open_session, trained):
     session = open_session(False)
     session.prepare()
     text = session.run("TRAIN = False", *session.pick("7. 8. 9.", ("define", "evaluate")))
@@ -162,7 +162,7 @@ def test_evaluation_before_training_and_again_after(open_session, trained):
     assert same(session.weights(), trained[3])
 
 
-def test_from_top_to_bottom_again_and_definitions_in_between(open_session, trained):
+def test_running_all_again_or_the_definitions_in_between_trains_nothing(open_session, trained):
     session = open_session(True)
     text = session.run(*session.pick("1 2 3 4 5 6 7. 8."))
     assert "Error" not in text and ": new" not in text
@@ -183,7 +183,7 @@ def test_evaluation_brings_fresh_samples_unless_it_has_a_seed(open_session):
     assert tables[0] != tables[1] and tables[2] == tables[3]
 
 
-def test_stopped_evaluated_and_run_again(open_session):
+def test_a_stopped_training_can_be_looked_at_and_goes_on_to_the_same_weights(open_session):
     """Looking at an unfinished training shows what there is, and does not change its course."""
     session = open_session(False)
     session.prepare(LONGER)
@@ -201,7 +201,9 @@ def test_stopped_evaluated_and_run_again(open_session):
     assert same(session.weights(), resumed)
 
 
-def test_a_wrong_parameter_corrected_and_another_seed_in_the_same_kernel(open_session, trained):
+def test_a_wrong_parameter_is_corrected_and_another_seed_trained_in_one_kernel(
+    open_session, trained
+):
     session = open_session(True)
     session.run(*session.pick("1"))
     setup = session.pick("1", ("setup",))[-1]
@@ -215,7 +217,7 @@ def test_a_wrong_parameter_corrected_and_another_seed_in_the_same_kernel(open_se
     assert (session.models.parent / "mnist-smoke-seed1" / "DCGAN.pt").exists()
 
 
-def test_weights_deleted_and_damaged_in_between(open_session):
+def test_weights_deleted_or_damaged_in_between_are_left_out_or_refused(open_session):
     session = open_session(True)
     session.prepare()
     (session.models / "DCGAN.pt").unlink()

@@ -1,12 +1,16 @@
 """Publishing: what is shown is what the executed notebook left, and only of the current code."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import publish
 import pytest
-from conftest import ROOT
+import torch
+from conftest import CPU, METHODS, ROOT
 from PIL import Image
 
 RUN = "fashion-mnist-quick-seed0"
@@ -80,6 +84,7 @@ def execution(tmp_path, monkeypatch):
     notebook.cells[-2].metadata["trace"] = notebook.metadata["widgets"] = {}
     nbformat.write(notebook, folder / "wgan_gp.ipynb")
     monkeypatch.setattr(publish, "ROOT", root)
+    monkeypatch.setattr(publish, "export_generators", lambda folder: None)  # no real weights here
     monkeypatch.setattr(publish, "NOTEBOOK", root / "wgan_gp.ipynb")
     monkeypatch.setattr(publish, "COLUMNS", ("Frechet distance", "minutes"))
     return root, folder
@@ -114,3 +119,20 @@ def test_an_execution_of_other_code_is_refused(execution):
     with pytest.raises(ValueError, match="the code has changed"):
         publish.install(folder, "")
     assert (root / "README.md").read_text() == before
+
+
+def test_the_readmes_lines_draw_the_notebooks_samples_with_pytorch_alone(cells, tmp_path):
+    """In a process without the notebook, for the same latents, however many."""
+    lines = re.search(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert len(lines.strip().splitlines()) == 4
+    after = f"torch.save([z, pictures], {str(tmp_path / 'drawn')!r})"
+    python = [sys.executable, "-W", "ignore", "-c", f"{lines}\n{after}"]
+    subprocess.run(python, cwd=ROOT, check=True)
+    z, pictures = torch.load(tmp_path / "drawn")
+    published = ROOT / "saved_models" / "published" / "fashion-mnist"
+    for method in METHODS:
+        generator, _ = cells.load_generator(published / f"{method}.pt", (1, 28, 28), CPU)
+        alone = torch.jit.load(published / f"{method}.generator.pt")
+        for n in (1, len(z)):
+            torch.testing.assert_close(alone(z[:n]), generator(z[:n]), rtol=0, atol=1e-5)
+    assert alone(z).equal(pictures) and len(pictures) == len(z) > 1  # the last method is WGAN-GP

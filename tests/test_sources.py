@@ -101,7 +101,7 @@ def test_faces_are_cropped_and_have_no_classes(load, root):
 
 
 @pytest.mark.parametrize("name", NAMES[1:])  # Fashion-MNIST's is in test_notebook.py
-def test_the_whole_notebook_with_every_source(root, tmp_path, name):
+def test_the_whole_notebook_runs_with_every_source(root, tmp_path, name):
     notebook = nbformat.read(NOTEBOOK, 4)
     set_parameters(notebook, chosen(root, name) | {"TEST_CLAIMS": name == "folder"})
     first = nbformat.v4.new_code_cell(tiny_data_sets.WITHOUT_CHECKSUMS)

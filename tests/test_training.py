@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,11 @@ def plain_optimizer(settings, network):
         return torch.optim.RMSprop(network.parameters(), rate)
     betas = (float(settings.beta1), float(settings.beta2))
     return torch.optim.Adam(network.parameters(), rate, betas, foreach=False)
+
+
+def test_noise_is_standard_normal(run):
+    z = run().noise(1000)
+    assert z.shape == (1000, 128) and abs(z.mean()) < 0.02 and abs(z.std() - 1) < 0.02
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,7 +114,8 @@ def test_an_iteration_has_fresh_images_for_each_critic_step_and_clips_after_it(
     monkeypatch.setattr(cells, "critic_step", watched_critic)
     monkeypatch.setattr(cells, "generator_step", watched_generator)
     cells.iterate(r, tiny.train)
-    assert len(seen) == n_critic and len(largest) == r.iteration == 1
+    assert list(map(len, seen)) == [r.settings.batch_size] * n_critic
+    assert len(largest) == r.iteration == 1
     assert all(not a.equal(b) for i, a in enumerate(seen) for b in seen[:i])
     assert largest[0] == pytest.approx(0.01) if method == "WGAN" else largest[0] > 0.1
 
@@ -205,7 +212,8 @@ def test_held_out_curve_is_the_critics_own_objective(cells, run, tiny, monkeypat
     cells.critic_step(r, cells.draw_real(tiny.train, 16, r.rng))
     assert len(calls) == 1  # the function that trains it
     cells.record(r)
-    (_, x_tilde, train), (x_held, x_tilde_held, held) = calls[1:]
+    (x, x_tilde, train), (x_held, x_tilde_held, held) = calls[1:]
+    assert len(x) == len(x_tilde) == len(x_held) == 256
     parts = [cells.to_float(part).flatten(1) for part in (tiny.train, tiny.test)]
     train_distance, held_distance = (torch.cdist(x_held.flatten(1), part).min(1) for part in parts)
     assert held_distance.values.max() < 0.1 < train_distance.values.min()
@@ -216,9 +224,14 @@ def test_held_out_curve_is_the_critics_own_objective(cells, run, tiny, monkeypat
 
 
 def test_recording_and_judging_change_no_weights(cells, run, tiny, tmp_path):
-    """The judge is no part of the training's course, and sees the samples that are kept."""
-    r, seen = run(), []
+    """The judge is no part of the training's course, and sees the samples that are kept: of the
+    settled average, from standard normal noise.
+    """
+    r, seen = run(seed=5), []
     r.data, r.path = tiny, tmp_path / "WGAN-GP"
+    for _ in range(3):
+        cells.iterate(r, tiny.train)
+    r.iteration = 0
     r.judge = lambda pictures: seen.append(pictures) or {"score": 7.0}
     networks = (r.critic, r.generator, r.average)
     before = [snapshot(network) for network in networks]
@@ -229,7 +242,8 @@ def test_recording_and_judging_change_no_weights(cells, run, tiny, tmp_path):
     cells.keep_samples(r)  # from the same noise
     assert r.rng.get_state().equal(state)
     assert not any(map(changed, networks, before))
-    assert seen[0].shape == (r.settings.judged_samples, 1, 28, 28)
+    z = torch.randn(200, 128, generator=torch.Generator().manual_seed(5))
+    assert len(seen) == 1 and seen[0].equal(cells.generate(cells.settled(r.average), z))
     assert r.quality == {"iteration": [0.0], "seconds": [0.0], "score": [7.0]}
     film = cells.read_film(tmp_path / "WGAN-GP.film", r.frames, (1, 28, 28))
     assert list(film) == [0, 4] and film[0].equal(seen[0][:25]) and film[4].equal(film[0])
@@ -271,10 +285,15 @@ def test_records_and_frames_are_when_they_should_be_and_the_clock_counts_the_tra
 
 
 @pytest.mark.parametrize(("method", "one", "ten"), [("DCGAN", 938, 9375), ("WGAN-GP", 188, 1875)])
-def test_stages_include_the_first_and_the_tenth_epoch(cells, method, one, ten):
+def test_stages_are_24_in_geometric_progression_and_the_first_and_the_tenth_epoch(
+    cells, method, one, ten
+):
     paper = cells.PAPER[method]
     assert [cells.epoch_end(epoch, paper, 60_000) for epoch in (1, 10)] == [one, ten]
     assert {one, ten, paper.iterations} <= cells.stages(paper, 60_000)
+    first, *between = sorted(cells.stages(paper, 60_000) - {one, ten})
+    assert first == 800 and len(between) == 23  # each a third later than the one before
+    assert all(1.25 < b / a < 1.3 for a, b in pairwise([first, *between]))
     assert max(cells.stages(cells.replace(paper, iterations=1000), 60_000)) == 1000
     for profile in ("quick", "standard", "paper"):
         chosen = cells.profile_settings(profile, method)
@@ -400,12 +419,17 @@ def test_the_plan_has_what_the_parameters_ask_for(cells, tiny, monkeypatch):
     labels = tiny.train_labels.repeat(6)
     many = cells.replace(tiny, train=tiny.train.repeat(6, 1, 1, 1), train_labels=labels)
     monkeypatch.setattr(cells, "data", many, raising=False)
+    own = {m: cells.replace(s, linear_decay=0.3) for m, s in cells.settings.items()}
+    monkeypatch.setattr(cells, "settings", own)
     names = ["WGAN-GP", "WGAN", "DCGAN", "rmsprop/WGAN-GP", "few_images/WGAN-GP", "few_images/WGAN"]
     paths, settings, images = zip(*cells.plan(), strict=True)
     assert list(paths) == [cells.models / name for name in names]
-    assert [chosen.method for chosen in settings] == [path.name for path in paths]
     assert [len(some.train) for some in images] == [1200] * 4 + [1000] * 2
-    assert settings[3].optimizer == "rmsprop" and settings[3].penalty_weight
+    rate = {"optimizer": "rmsprop", "learning_rate": own["WGAN"].learning_rate}
+    small = {"width": 16, "n_critic": 5, "record_every": 10, "linear_decay": 0.0, "iterations": 4}
+    expected = [cells.replace(own["WGAN-GP"], **rate, linear_decay=0.0, iterations=9)]
+    expected += [cells.replace(own[method], **small) for method in ("WGAN-GP", "WGAN")]
+    assert list(settings) == [own[path.name] for path in paths[:3]] + expected
     asked = {"data": (tiny, names[:4]), "TEST_CLAIMS": (False, names[:3])}
     asked["methods"] = ["DCGAN", "WGAN-GP"], ["WGAN-GP", "DCGAN"]
     for name, (value, expected) in asked.items():

@@ -5,12 +5,13 @@ import hashlib
 import io
 import json
 import linecache
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "wgan_gp.ipynb"
+NOTEBOOK = Path(os.environ.get("NOTEBOOK", Path(__file__).resolve().parents[1] / "wgan_gp.ipynb"))
 
 
 def load_cells(path=NOTEBOOK, tags=("setup", "parameters", "define"), **parameters):

@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-from notebook_cells import NOTEBOOK, code_digest
+import torch
+from notebook_cells import NOTEBOOK, code_digest, load_cells
 from pages import markdown_table, replace_block
-from run_notebook import execute, literal, set_parameters
+from run_notebook import defaults, execute, literal, set_parameters
 
 ROOT = NOTEBOOK.parent
 SHOWN, COMMITTED = "fashion-mnist", "quick"  # data set and profile of the committed run
@@ -106,6 +107,21 @@ def install_files(models, figures):
         shutil.copy(path, place)
 
 
+def export_generators(folder):
+    """Beside each METHOD.pt in `folder` write METHOD.generator.pt, which needs PyTorch alone.
+
+    TorchScript, since what torch.export writes is not read by older versions: latents float
+    [n, latent_size] -> images float32 [n, C, side, side] in [-1, 1].
+    """
+    with tempfile.TemporaryDirectory() as away:
+        cells = load_cells(DATASET=SHOWN, DEVICE="cpu", MODELS_DIR=away, IMAGES_DIR=away)
+    shape = (cells.source.channels, cells.source.side, cells.source.side)
+    for method in filter(lambda name: (folder / f"{name}.pt").exists(), cells.PAPER):
+        generator, saved = cells.load_generator(folder / f"{method}.pt", shape, cells.device)
+        z = torch.randn(2, saved["settings"]["latent_size"])
+        torch.jit.trace(generator, z).save(folder / f"{method}.generator.pt")
+
+
 def run_page(text, made, results, claims):
     """RESULTS.md's part on the committed run; figures keep their captions in its old `text`."""
     figures = sorted(path.name for path in filter(is_installed, (ROOT / "images").iterdir()))
@@ -126,6 +142,7 @@ def install(folder, made):
     tables = [models / f"{name}.json" for name in ("results", "claims")]
     results, claims = (json.loads(path.read_text()) for path in tables)
     install_files(models, runs[0])
+    export_generators(ROOT / "saved_models/published" / SHOWN)
     samples, opening = (runs[0] / "samples.png").read_bytes(), notebook.cells[0]
     opening["attachments"] = {"samples.png": {"image/png": base64.b64encode(samples).decode()}}
     table = results_table(results, COLUMNS)
@@ -153,7 +170,9 @@ def main():
     command = chosen.command or " ".join(["make publish", *map("=".join, chosen.given)])
     print(f"{'Installing' if chosen.folder else 'Executing in'} {folder}", flush=True)
     if not chosen.folder:
-        make(folder, {name: literal(value) for name, value in chosen.given}, chosen.trained)
+        usual = defaults(nbformat.read(NOTEBOOK, 4))
+        given = {name: literal(value, usual.get(name)) for name, value in chosen.given}
+        make(folder, given, chosen.trained)
     install(folder, f"`{command}`, commit {commit}.")
 
 
