@@ -22,8 +22,8 @@ export PYTHONUNBUFFERED := 1
 .PHONY: help run evaluate architectures test mutants browser stress lab publish bench search clean
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
-	@echo "run, evaluate and publish take the notebook's parameters: make run PROFILE=smoke METHODS=WGAN-GP"
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 15
+	@echo "run, evaluate, publish and architectures take the notebook's parameters: make run PROFILE=smoke METHODS=WGAN-GP"
 
 run: $(READY) ## train, evaluate, test the claims; the executed notebook goes to runs/
 	@$(FETCH)
