@@ -65,6 +65,8 @@ MUTANTS = [
      "leaky_relu_backward(gradient, x, 1.0, False)"),
     ("penalty: written out for critics with batch normalisation, too", "objectives only_penalised",
      "    if settings.penalty_weight:\n        run.gradient", "    if True:\n        run.gradient"),
+    ("penalty: its random numbers are not the run's", "objectives finite_differences",
+     "epsilon = torch.rand(one_each, generator=rng,", "epsilon = torch.rand(one_each,"),
     # networks
     ("networks: slope 0.1 for 0.2 everywhere", "networks nonlinearities",
      "layers.append(nn.LeakyReLU(0.2))", "layers.append(nn.LeakyReLU(0.1))",
@@ -145,6 +147,11 @@ MUTANTS = [
     ("step: Adam for the clipped critic, too", "training each_step WGAN]",
      'if settings.optimizer == "rmsprop":\n        return torch.optim.RMSprop(weights, rate, cap',
      'if settings.optimizer == "rmsprop":\n        return torch.optim.Adam(weights, rate, cap'),
+    ("step: the generator's fills the critic's gradients, too", "training each_step DCGAN",
+     "    run.critic.requires_grad_(False)\n", ""),
+    ("step: after the generator's the critic learns no more", "training each_step DCGAN",
+     "    run.generator_optimizer.step()\n    run.critic.requires_grad_(True)\n",
+     "    run.generator_optimizer.step()\n"),
     # average and pace
     ("average: none, the weights themselves are taken", "training the_average",
      "mean.lerp_(value, 1 - run.average_decay)", "mean.copy_(value)"),
@@ -156,6 +163,8 @@ MUTANTS = [
     ("average: its statistics are of latents at half their spread", "training settled",
      "    z = torch.randn(n, copy.layers[0].in_features,",
      "    z = 0.5 * torch.randn(n, copy.layers[0].in_features,"),
+    ("average: its statistics are of 10 latents", "training settled",
+     "def settled(generator, n=1000, batch=250):", "def settled(generator, n=10, batch=250):"),
     ("average: the raw generator in the weights file", "training evaluation_needs",
      '"average": settled(run.average).state_dict()}',
      '"average": settled(run.generator).state_dict()}'),
@@ -218,7 +227,7 @@ MUTANTS = [
     ("checkpoint: the older of two is taken", "stress damaged_newest",
      'return max(found, key=lambda one: one[1]["iteration"], default=None)',
      'return min(found, key=lambda one: one[1]["iteration"], default=None)'),
-    ("checkpoint: the newest is written over", "stress full_disk_is",
+    ("checkpoint: the newest is written over", "stress damaged_newest",
      "if path != run.newest)", "if path == (run.newest or path))"),
     ("checkpoint: files are written in place", "stress full_disk_is",
      'beside = path.with_name(f"{path.name}.{os.getpid()}.part")', "beside = path"),
@@ -242,6 +251,13 @@ MUTANTS = [
     ("checkpoint: Stop does not save", "training side_by_side_stop newest-float32",
      "saving = ending or time.monotonic()",
      "saving = run.iteration == run.settings.iterations or time.monotonic()"),
+    ("checkpoint: the clock starts anew", "training side_by_side_stop newest-float32",
+     '| {"newest": checkpoint})', '| {"newest": checkpoint, "seconds": 0.0})'),
+    ("checkpoint: code in a file is run", "stress no_kill",
+     'saved = torch.load(path, map_location="cpu", weights_only=True)',
+     'saved = torch.load(path, map_location="cpu", weights_only=False)'),
+    ("trainings: after them Ctrl-C does nothing", "training not_pythons",
+     "            signal.signal(number, handler)", "            pass"),
     # judge
     ("judge: trained on the test images", "metrics shown_every_training_image",
      "index = torch.randint(len(data.train), (batch,)",
@@ -296,6 +312,13 @@ MUTANTS = [
      "between.min(1).values <= radius[:, 5]", "between.min(1).values <= radius[:, 3]"),
     ("score: no two images are equally far by rounding", "metrics copies_are",
      "masked_fill_(squares < scale.mul_(1e-12), 0)", "clamp_(min=0)"),
+    ("score: recall with the second neighbour", "metrics precision_and_recall metrics copies_are",
+     "between <= generated_radius[:, 3]", "between <= generated_radius[:, 2]"),
+    ("score: the Frechet distance of covariances divided by n", "metrics frechet_distance_equals",
+     "cov_r, cov_g = real.T.cov(), generated.T.cov()",
+     "cov_r, cov_g = (some.T.cov(correction=0) for some in (real, generated))"),
+    ("score: KID of a kernel of second degree", "metrics kernel_distance_equals",
+     "(a @ b.T / x.shape[1] + 1) ** 3", "(a @ b.T / x.shape[1] + 1) ** 2"),
     # evaluation
     ("evaluation: a loaded generator is left in training mode", "training evaluation_needs",
      "return generator.eval(), saved", "return generator.train(), saved"),
@@ -347,6 +370,11 @@ MUTANTS = [
     ("evaluation: published weights stand beside one's own", "notebook own_weights",
      'own = any((models / f"{m}.pt").is_file() for m in PAPER)',
      'own = (models / f"{method}.pt").is_file()'),
+    ("evaluation: real samples as files are training images", "evaluation samples_as_files",
+     'write_samples(data.test[:n], figures / "samples" / "real")',
+     'write_samples(data.train[:n], figures / "samples" / "real")'),
+    ("evaluation: files of earlier samples stay", "evaluation samples_as_files",
+     "        old.unlink()\n    for i, picture in", "        pass\n    for i, picture in"),
     # claims
     ("C1: without the sign", "claims falls_with_its_evidence C1",
      "            upright and min(explained[1]) > max(explained[0])",
@@ -357,6 +385,9 @@ MUTANTS = [
     ("C1: generated points are paired with the real ones", "claims surface_is_judged",
      "draw(1000, rng) + torch.randn(1000, 2, generator=rng)",
      "0\n    generated = real + torch.randn(1000, 2, generator=rng)"),
+    ("C1: the generator's noise has half its spread", "claims noisy_data",
+     "return self.points[row] + self.scale * z[:, 1:]",
+     "return self.points[row] + self.scale * z[:, 1:] / 2"),
     ("C1: the estimate is divided by the mean slope", "claims share_that_they_deserve",
      "(estimate / slope.max() / exact).item()", "(estimate / slope.mean() / exact).item()"),
     ("C1: 'explained' is a correlation, not its square", "claims share_that_they_deserve",
@@ -390,6 +421,9 @@ MUTANTS = [
      'for when in ("moved at random", "after"))', 'for when in ("before", "after"))'),
     ("C3: within 10% of the limit", "claims clipped_critic_starts",
      "near = [(w.abs() >= 0.99 *", "near = [(w.abs() >= 0.9 *"),
+    ("C3: before and after exchanged", "claims null_of_c3",
+     'weights = {"before": before, "after": after,',
+     'weights = {"before": after, "after": before,'),
     ("C6: the comparison by the clock is made by iterations", "claims falls_with_its_evidence C6",
      'clock = min(quality[name]["seconds"][-1] for name in pair)',
      'clock = min(quality[name]["iteration"][-1] for name in pair)',
@@ -414,6 +448,8 @@ MUTANTS = [
     ("C7: the loss in the moment of a stage", "claims curves_are_put",
      "return [loss[i:j].mean() for i, j in pairwise([0, *ends])]",
      "return [loss[j - 1] for j in ends]"),
+    ("C7: a stage's own record belongs to the next", "claims curves_are_put",
+     'saved["quality"]["iteration"], side="right")', 'saved["quality"]["iteration"], side="left")'),
     ("C7: correlation of values, not of ranks", "claims curves_are_put",
      "ranks = [np.argsort(np.argsort(series)) for series in (a, b)]", "ranks = [a, b]"),
     ("C8: the trend over the whole curve", "claims falls_with_its_evidence C8",
@@ -435,6 +471,9 @@ MUTANTS = [
     ("claims: unfinished trainings are compared", "claims only_finished",
      "if len(ends) == len(names) and all(ends) and least > 3:",
      "if len(ends) == len(names) and least > 3:"),
+    ("claims: the table says of what holds that it fails", "evaluation table_of_claims",
+     "for check, holds in checks.items() if not holds)",
+     "for check, holds in checks.items() if holds)"),
     # data
     ("data: training and held-out images overlap", "data folder_is_its_content",
      "self.paths = paths[n_test:] if train else paths[:n_test]",
@@ -472,6 +511,14 @@ MUTANTS = [
     ("data: labels of the training images for the held-out ones", "sources read_as_written",
      "return ImageData(train, train_labels, test, test_labels, names,",
      "return ImageData(train, train_labels, test, train_labels[: len(test)], names,"),
+    ("data: training and held-out images exchanged", "sources read_as_written",
+     "for part in (source.train, source.test)]", "for part in (source.test, source.train)]"),
+    ("data: half of a folder is held out", "data cropped_to_its_centre",
+     "n_test = min(10_000, len(paths) // 5)", "n_test = min(10_000, len(paths) // 2)"),
+    ("data: decoded into its file directly", "data interrupted_and_overtaken",
+     '        torch.save(kept, Path(beside, "kept"))\n'
+     '        os.replace(Path(beside, "kept"), path)',
+     "        torch.save(kept, path)"),
     # settings
     ("setting: true passes for a number", "settings any_value",
      "if type(value) is not kind and not", "if not isinstance(value, kind) and not"),
@@ -488,6 +535,9 @@ MUTANTS = [
      "penalty_weight: float = setting(1.0, 0.0, 1e4)"),
     ("setting: DCGAN's momentum is the penalty's", "settings profiles_are",
      "learning_rate=2e-4, beta1=0.5, beta2=0.999, n_critic=1,", "learning_rate=2e-4, n_critic=1,"),
+    ("setting: quick clips where the paper does, not where its search found best",
+     "notebook settings_of_its_profile",
+     '"learning_rate": 2e-3, "clip": 0.2}', '"learning_rate": 2e-3}'),
     ("setting: CHANGES of one method reach all", "settings changes_reach",
      "**common, **CHANGES.get(m, {}))",
      "**common, **{k: v for c in CHANGES.values() for k, v in c.items()})"),
@@ -522,15 +572,13 @@ def pytest(*arguments, notebook=NOTEBOOK, seconds=None):
 
 def select(ids, words):
     """Those of the tests' `ids` that a mutant's words, FILE WORDS FILE WORDS ..., ask for."""
-    files, wanted = {re.split(r"[/.]", i)[1].removeprefix("test_") for i in ids}, []
+    files, groups = {re.match(r"tests/test_(\w+)\.py", i)[1] for i in ids}, []
     for word in words.split():
         if word in files:
-            wanted.append((f"tests/test_{word}.py::", []))
+            groups.append([f"/test_{word}.py::"])
         else:
-            wanted[-1][1].append(word)
-    return [
-        i for i in ids if any(i.startswith(f) and all(w in i for w in some) for f, some in wanted)
-    ]
+            groups[-1].append(word)
+    return [i for i in ids if any(all(word in i for word in group) for group in groups)]
 
 
 def main():

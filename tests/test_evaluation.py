@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import compare
+from torchvision.io import read_image
 
 
 @pytest.fixture
@@ -126,6 +127,34 @@ def test_shares_are_the_mean_over_all_pictures(cells, evaluation):
     cells.show_shares({"WGAN": pictures})
     heights = [bar.get_height() for bar in evaluation["class_shares"].axes[0].patches]
     assert heights == pytest.approx([20, 0, 0, 60, 0, 0, 0, 0, 0, 20])
+
+
+def test_the_table_of_claims_says_what_fails(cells, run_cell, evaluation, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "claims", {"C1": ("0.5", {"a": True, "b": False}), "C2": None})
+    run_cell("show_claims")
+    rows, _ = evaluation[""]
+    (_, said, *first), *others = rows
+    assert first == ["0.5<br>fails: b", "partly (1 of 2)"]
+    assert [row[2:] for row in others] == [["not measured in this run", ""]] * 7
+    kept = json.loads((tmp_path / "claims.json").read_text())["C1"]
+    expected = {"paper": said, "measured": "0.5", "verdict": "partly (1 of 2)"}
+    assert kept == expected | {"checks": {"a": True, "b": False}}
+
+
+def test_samples_as_files_are_held_out_images_and_fresh_ones(
+    cells, tiny, run, evaluation, tmp_path, monkeypatch
+):
+    """In place of what was there."""
+    monkeypatch.setattr(cells, "figures", tmp_path)
+    generator = run("WGAN").generator.eval()
+    cells.runs = {"WGAN": (generator, {})}
+    for n in (5, 3):
+        cells.write_all_samples(n)
+    folders = [sorted((tmp_path / "samples" / name).iterdir()) for name in ("real", "WGAN")]
+    real, samples = (torch.stack([read_image(path) for path in paths]) for paths in folders)
+    rng = torch.Generator().manual_seed(3)
+    _, z = (torch.randn(n, 128, generator=rng) for n in (5, 3))
+    assert real.equal(tiny.test[:3]) and samples.equal(cells.generate(generator, z))
 
 
 def test_panels_draw_the_columns_that_they_name(cells):

@@ -281,6 +281,11 @@ def test_only_what_evaluation_needs_is_published(tables):
     assert not [path for path in files if "checkpoint" in path.name]
 
 
+def test_the_committed_run_was_made_with_the_settings_of_its_profile(cells, tables):
+    for method, made_with in tables[0]["settings"].items():
+        assert made_with == cells.asdict(cells.profile_settings(publish.COMMITTED, method))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_published_generators_have_the_score_of_their_last_stage(
     cells, fashion_mnist, tables, method

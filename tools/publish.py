@@ -119,6 +119,7 @@ def export_generators(folder):
     for method in filter(lambda name: (folder / f"{name}.pt").exists(), cells.PAPER):
         generator, saved = cells.load_generator(folder / f"{method}.pt", shape, cells.device)
         z = torch.randn(2, saved["settings"]["latent_size"])
+        generator.requires_grad_(False)
         torch.jit.trace(generator, z).save(folder / f"{method}.generator.pt")
 
 
