@@ -196,8 +196,8 @@ MUTANTS = [
      "due = judged or run.iteration % run.settings.record_every == 0",
      "due = judged or run.iteration % (2 * run.settings.record_every) == 0"),
     ("record: the clock runs while samples are judged", "training records_and_frames",
-     "                bar.update()\n            last_tick = time.monotonic()",
-     "                bar.update()",
+     "                last_save = time.monotonic()\n            last_tick = time.monotonic()",
+     "                last_save = time.monotonic()",
      "            run.seconds += time.monotonic() - last_tick\n",
      "            now, last_tick = last_tick, time.monotonic()\n"
      "            run.seconds += last_tick - now\n"),

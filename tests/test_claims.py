@@ -266,7 +266,7 @@ def test_an_experiment_is_kept_until_its_size_or_its_settings_change(cells, tmp_
         measured(4)
 
 
-def test_only_finished_trainings_with_some_stages_are_compared(
+def test_only_finished_trainings_with_some_records_are_compared(
     cells, tiny, tmp_path, monkeypatch, capsys
 ):
     """Others are left out, not correlated to nan; own ones come before published ones."""

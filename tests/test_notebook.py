@@ -275,6 +275,20 @@ def test_the_tables_that_are_shown_are_those_of_the_committed_run(committed, tab
     assert float(re.match(r"[\d.]+", results["judge"])[0]) >= 91
 
 
+def test_all_that_is_shown_was_made_by_one_version_of_the_code(committed):
+    """RESULTS.md names its commit and its tables; for each data set there are all its files."""
+    page, found = (ROOT / "RESULTS.md").read_text(), sorted(PUBLISHED.glob("*/results.json"))
+    assert PUBLISHED / "fashion-mnist" / "results.json" in found
+    for path in found:
+        results = json.loads(path.read_text())
+        assert results["code"] == committed.metadata["code_sha256"], path
+        assert f"{results['made by']} Torch" in page and publish.results_table(results) in page
+        assert results["data set"] == path.parent.name
+        assert (PUBLISHED / "judges" / f"{path.parent.name}.pt").exists()
+        for name in (f"{m}{end}" for m in results["minutes"] for end in (".pt", ".generator.pt")):
+            assert (path.parent / name).exists()
+
+
 def test_only_what_evaluation_needs_is_published(tables):
     files = [path for path in PUBLISHED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
@@ -288,8 +302,9 @@ def test_the_committed_run_was_made_with_the_settings_of_its_profile(cells, tabl
 
 @pytest.mark.parametrize("method", METHODS)
 def test_published_generators_have_the_score_of_their_last_stage(
-    cells, fashion_mnist, tables, method
+    cells, fashion_mnist, tables, tmp_path, method
 ):
+    """And in half precision the same to the third digit."""
     classifier = cells.Classifier((1, 28, 28), 10)
     classifier.load_state_dict(torch.load(PUBLISHED / "judges" / "fashion-mnist.pt"))
     path = PUBLISHED / "fashion-mnist" / f"{method}.pt"
@@ -302,8 +317,14 @@ def test_published_generators_have_the_score_of_their_last_stage(
         chosen.latent_size,
         generator=torch.Generator().manual_seed(chosen.seed),
     )
-    scores = cells.Judge(classifier, fashion_mnist).scores(cells.generate(generator, z))
+    judge = cells.Judge(classifier, fashion_mnist)
+    scores = judge.scores(cells.generate(generator, z))
     assert {name: saved["quality"][name][-1] for name in scores} == pytest.approx(scores, rel=0.01)
+    shutil.copy(path, half := tmp_path / "half.pt")
+    publish.halve(half)
+    assert half.stat().st_size < 0.6 * path.stat().st_size
+    generator, _ = cells.load_generator(half, (1, 28, 28), CPU)
+    assert judge.scores(cells.generate(generator, z)) == pytest.approx(scores, rel=0.001)
 
 
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "benchmarks/README.md"])

@@ -58,7 +58,8 @@ class Session:
         def hear(message):
             content = message["content"]
             printed.append(content.get("text", ""))
-            printed.append(content.get("data", {}).get("text/markdown", ""))
+            data = content.get("data", {})
+            printed.append(data.get("text/markdown", data.get("text/plain", "")))
             if stop_at and not stopped and re.search(stop_at, "".join(printed)):
                 stopped.append(self.manager.interrupt_kernel())
 
@@ -187,7 +188,7 @@ def test_a_stopped_training_can_be_looked_at_and_goes_on_to_the_same_weights(ope
     """Looking at an unfinished training shows what there is, and does not change its course."""
     session = open_session(False)
     session.prepare(LONGER)
-    text = session.train("DCGAN", stop_at=r"training: +[1-9]")
+    text = session.train("DCGAN", stop_at=r"DCGAN: +[1-9]")
     said = r"KeyboardInterrupt: saved at iteration (\d+) \(\S+/DCGAN\); run again with START='res"
     at = int(re.search(said, text)[1])
     text = session.run(*session.pick("7. 8.", ("define", "evaluate")))

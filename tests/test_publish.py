@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import CPU, METHODS, ROOT
 from PIL import Image
+from run_notebook import set_parameters
 
 RUN = "fashion-mnist-quick-seed0"
 RESULTS = {
@@ -25,6 +26,7 @@ RESULTS = {
     "trained on": ["a machine"],
     "evaluation seed": 5,
     "torch": "2.14.1",
+    "settings": {"WGAN-GP": {"dataset": "fashion-mnist"}},
 }
 CLAIMS = {
     "C1": {
@@ -82,9 +84,11 @@ def execution(tmp_path, monkeypatch):
         (root / "images" / name).write_bytes(b"of an earlier run, and what is no run's")
     notebook = nbformat.read(ROOT / "wgan_gp.ipynb", 4)
     notebook.cells[-2].metadata["trace"] = notebook.metadata["widgets"] = {}
+    set_parameters(notebook, {"PROFILE": publish.COMMITTED})
     nbformat.write(notebook, folder / "wgan_gp.ipynb")
     monkeypatch.setattr(publish, "ROOT", root)
-    monkeypatch.setattr(publish, "export_generators", lambda folder: None)  # no real weights here
+    for name in ("export_generators", "halve"):
+        monkeypatch.setattr(publish, name, lambda *given: None)  # no real weights here
     monkeypatch.setattr(publish, "NOTEBOOK", root / "wgan_gp.ipynb")
     monkeypatch.setattr(publish, "COLUMNS", ("Frechet distance", "minutes"))
     return root, folder
@@ -99,6 +103,9 @@ def test_what_a_run_left_is_installed(execution):
     assert kept == {f"fashion-mnist/{name}" for name in run} | {"judges/fashion-mnist.pt"}
     images = {path.name for path in (root / "images").iterdir()}
     assert images == {"samples.png", "architectures.png"}
+    kept = json.loads((published / "fashion-mnist" / "results.json").read_text())
+    code = nbformat.read(root / "wgan_gp.ipynb", 4).metadata["code_sha256"]
+    assert kept["made by"] == "Made by `make publish`, commit abc." and kept["code"] == code
     readme, page = (root / "README.md").read_text(), (root / "RESULTS.md").read_text()
     assert "| WGAN-GP | 1.250 | 12.3 |" in readme and "| C1 | said | partly |" in readme
     assert "architectures.png" not in page.split("<!-- run: end -->")[0]
@@ -107,6 +114,38 @@ def test_what_a_run_left_is_installed(execution):
     assert "| WGAN-GP | 1.250 | 12.3 |" in notebook.cells[0].source
     assert "samples.png" in notebook.cells[0].attachments and "widgets" not in notebook.metadata
     assert not any("trace" in cell.metadata for cell in notebook.cells)
+
+
+def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
+    """With the figures that are asked for, and without films; the committed run stays."""
+    root, folder = execution
+    figures, page = folder / "images" / RUN, root / "RESULTS.md"
+    for name in ("epochs", "real_images"):
+        Image.new("RGB", (2, 1), "blue").save(figures / f"{name}.png")
+    publish.install(folder, "The committed one.")
+    notebook = nbformat.read(folder / "wgan_gp.ipynb", 4)
+    set_parameters(notebook, {"DATASET": "folder:faces"})
+    nbformat.write(notebook, folder / "wgan_gp.ipynb")
+    results = RESULTS | {"settings": {"WGAN-GP": {"dataset": "folder-1234-64px"}}}
+    (folder / "saved_models" / RUN / "results.json").write_text(json.dumps(results))
+    judges = folder / "saved_models" / "judges"
+    (judges / "fashion-mnist.pt").rename(judges / "folder-1234-64px.pt")
+    marks = "<!-- run faces: begin --><!-- run faces: end -->"
+    page.write_text(page.read_text() + marks)
+    before = [(root / name).read_bytes() for name in ("README.md", "wgan_gp.ipynb")]
+    for shown, expected in (("samples.png", {"samples.png"}), ("e*.png", {"epochs.png"})):
+        publish.install(folder, "Made of faces.", "faces", shown)
+        assert {path.name for path in (root / "images" / "faces").iterdir()} == expected
+    published = root / "saved_models" / "published"
+    kept = {path.name for path in (published / "folder-1234-64px").iterdir()}
+    assert kept == {"WGAN-GP.pt", "results.json"}
+    judges = {path.name for path in (published / "judges").iterdir()}
+    assert judges == {"fashion-mnist.pt", "folder-1234-64px.pt"}
+    assert before == [(root / name).read_bytes() for name in ("README.md", "wgan_gp.ipynb")]
+    assert (root / "images" / "samples.png").exists() and (published / "fashion-mnist").exists()
+    block = page.read_text().split("<!-- run faces: begin -->")[1]
+    assert "Made of faces." in block and "| WGAN-GP | 1.250 |" in block
+    assert "![The same noise after 1 epoch and after 10](images/faces/epochs.png)" in block
 
 
 def test_an_execution_of_other_code_is_refused(execution):

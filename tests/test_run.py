@@ -1,5 +1,8 @@
 """Headless runs: what is shown, written and returned, also when a cell fails or Ctrl-C comes."""
 
+import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -20,6 +23,12 @@ while not stopped:
 time.sleep(8)  # an iteration that takes long, and the saving
 open("saved", "w").close()
 raise KeyboardInterrupt("saved at iteration 7")"""
+UPDATING = """from IPython.display import display
+lines = display({"text/plain": ""}, raw=True, display_id=True)
+for i in range(3):
+    lines.update({"text/plain": f"DCGAN: {i}%\\nWGAN: {i}%"}, raw=True)
+"""
+AGAIN = """lines.update({"text/plain": "DCGAN: 3%\\nWGAN: 3%"}, raw=True)"""
 DEAF = """import time
 while True:
     try:
@@ -35,17 +44,18 @@ def start(tmp_path):
     parameters and one other cell; `later` is that of a cell that an earlier run has executed.
     """
 
-    def run(source, *arguments, later=None):
+    def run(source, *arguments, later=None, tags=(), stdout=subprocess.PIPE):
         new = nbformat.v4
         parameters = "SEED = 0\nMETHODS = 'all'"
         cells = [new.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
-        cells += [new.new_markdown_cell("## 1 Work\nProse."), new.new_code_cell(source)]
+        work = new.new_code_cell(source, metadata={"tags": list(tags)})
+        cells += [new.new_markdown_cell("## 1 Work\nProse."), work]
         if later:
             old = new.new_output("stream", text="of an earlier run\n")
             cells.append(new.new_code_cell(later, outputs=[old], execution_count=9))
         nbformat.write(new.new_notebook(cells=cells), tmp_path / "small.ipynb")
         command = [sys.executable, "-c", PATCHED, "--output", "executed.ipynb", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True}
         path = {"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin"}
         return subprocess.Popen(command, env=path, cwd=tmp_path, **pipes)
 
@@ -80,6 +90,40 @@ def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
     *_, failed, later = nbformat.read(tmp_path / "executed.ipynb", 4).cells
     assert failed.outputs[0].text == "so far\n"
     assert not later.outputs and later.execution_count is None  # what was there is gone
+
+
+def test_a_refused_parameter_leaves_no_notebook(start, tmp_path):
+    process = start("raise ValueError('SEED is -1; allowed: 0 to 9')", tags=["setup"])
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors == "ValueError: SEED is -1; allowed: 0 to 9\n"
+    assert not (tmp_path / "executed.ipynb").exists()
+
+
+def test_lines_that_are_updated_are_said_once_a_minute_and_at_their_end(start, tmp_path):
+    """The executed notebook has the last ones alone."""
+    process = start(UPDATING)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "1 Work\nDCGAN: 0%\nWGAN: 0%\nDCGAN: 2%\nWGAN: 2%\n\nThe executed" in shown
+    *_, last = nbformat.read(tmp_path / "executed.ipynb", 4).cells
+    assert [output.data for output in last.outputs] == [{"text/plain": "DCGAN: 2%\nWGAN: 2%"}]
+
+
+def test_in_a_terminal_they_are_redrawn_in_place(start, tmp_path):
+    """What is printed meanwhile stays: the lines begin anew below it."""
+    terminal, end = pty.openpty()
+    process = start(UPDATING + "print('done')\n" + AGAIN, stdout=end)
+    os.close(end)
+    shown = b""
+    while process.poll() is None or select.select([terminal], [], [], 0.1)[0]:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:  # the other end is closed
+            break
+    process.wait(60)
+    lines = shown.decode().replace("\r\n", "\n")
+    drawn = [f"DCGAN: {i}%\x1b[K\nWGAN: {i}%\x1b[K\n" for i in range(4)]
+    assert "\x1b[2F".join(drawn[:3]) + "done\n" + drawn[3] in lines
 
 
 def test_a_kernel_that_does_not_end_when_asked_is_ended(start):

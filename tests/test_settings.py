@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -168,14 +169,14 @@ def test_a_training_of_one_iteration_is_planned_and_left_out_of_curves(
     monkeypatch.chdir(tmp_path)  # where no published weights are
     changes = {"WGAN-GP": {"iterations": 1}}
     cells = load_cells(**folders, PROFILE="quick", CHANGES=changes)
-    cells.data = tiny
-    for path, chosen, _ in cells.plan():
+    cells.data, cells.judge = tiny, SimpleNamespace(scores=None)
+    for path, chosen, *_ in cells.plan():
         saved = {"settings": dataclasses.asdict(chosen), "iteration": chosen.iterations}
-        saved["quality"] = {"iteration": sorted(cells.stages(chosen, 200))}
+        saved["history"] = {"iteration": sorted(cells.stages(chosen, 200))}
         cells.write_atomically(Path(f"{path}.pt"), dict.fromkeys(cells.WEIGHTS) | saved)
     assert cells.finished("DCGAN.pt", "WGAN.pt") and not cells.finished("DCGAN.pt", "WGAN-GP.pt")
     assert not cells.finished("few_images/WGAN.pt")
-    said = rf"few_images/WGAN.pt in {cells.models}, finished, with more than three stages\n"
+    said = rf"few_images/WGAN.pt in {cells.models}, finished, with more than three records\n"
     assert re.search(rf"{said}.*few_images of over 1,000 images", capsys.readouterr().out)
 
 

@@ -378,7 +378,7 @@ def test_trainings_side_by_side_stop_and_go_on_as_though_each_were_alone_and_nev
 
     torch.set_num_threads(4)  # one each
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "go_on", lambda *given: (events.append(given[2]), go_on(*given)))
+        patch.setattr(cells, "go_on", lambda *given: (events.append(given[1]), go_on(*given)))
         patch.setattr(cells, "generator_step", stopping)
         stopped = [f"{at + (at > 0)} ({tmp_path / name})" for name, at in where.items()]
         said = f"saved at iteration {', '.join(stopped)}; run again with START='resume'"
@@ -428,12 +428,14 @@ def test_the_plan_has_what_the_parameters_ask_for(cells, tiny, monkeypatch):
     labels = tiny.train_labels.repeat(6)
     many = cells.replace(tiny, train=tiny.train.repeat(6, 1, 1, 1), train_labels=labels)
     monkeypatch.setattr(cells, "data", many, raising=False)
+    monkeypatch.setattr(cells, "judge", SimpleNamespace(scores=brightness), raising=False)
     own = {m: cells.replace(s, linear_decay=0.3) for m, s in cells.settings.items()}
     monkeypatch.setattr(cells, "settings", own)
     names = ["WGAN-GP", "WGAN", "DCGAN", "rmsprop/WGAN-GP", "few_images/WGAN-GP", "few_images/WGAN"]
-    paths, settings, images = zip(*cells.plan(), strict=True)
+    paths, settings, images, judges = zip(*cells.plan(), strict=True)
     assert list(paths) == [cells.models / name for name in names]
     assert [len(some.train) for some in images] == [1200] * 4 + [1000] * 2
+    assert list(judges) == [brightness] * 4 + [None] * 2
     rate = {"optimizer": "rmsprop", "learning_rate": own["WGAN"].learning_rate}
     small = {"width": 16, "n_critic": 5, "record_every": 10, "linear_decay": 0.0, "iterations": 4}
     expected = [cells.replace(own["WGAN-GP"], **rate, linear_decay=0.0, iterations=9)]
@@ -443,7 +445,7 @@ def test_the_plan_has_what_the_parameters_ask_for(cells, tiny, monkeypatch):
     asked["methods"] = ["DCGAN", "WGAN-GP"], ["WGAN-GP", "DCGAN"]
     for name, (value, expected) in asked.items():
         monkeypatch.setattr(cells, name, value)
-        assert [path for path, _, _ in cells.plan()] == [cells.models / name for name in expected]
+        assert [path for path, *_ in cells.plan()] == [cells.models / name for name in expected]
 
 
 def test_a_training_that_fails_leaves_the_others_alone(
@@ -474,14 +476,15 @@ def test_a_training_that_fails_leaves_the_others_alone(
         same_state(cells, again[method], expected)
 
 
-def test_the_live_figure_is_redrawn_after_a_new_stage_and_changes_no_training(
-    cells, tiny, tmp_path, monkeypatch, alone
+def test_lines_and_figure_are_redrawn_in_place_and_change_no_training(
+    cells, tiny, tmp_path, monkeypatch, capsys, alone
 ):
+    """The figure after so many seconds, and when all have ended; the lines each time."""
     step, drawn, shown, png = cells.generator_step, threading.Event(), [], tmp_path / "training.png"
 
-    def show(picture, **how):
-        shown.append(how)
-        if not how:  # an update
+    def show(what, **how):
+        shown.append(what)
+        if isinstance(what, cells.Picture):
             drawn.set()
         return SimpleNamespace(update=show)
 
@@ -493,17 +496,49 @@ def test_the_live_figure_is_redrawn_after_a_new_stage_and_changes_no_training(
         monkeypatch.setattr(cells, place, tmp_path)
     monkeypatch.setattr(cells, "display", show)
     monkeypatch.setattr(cells, "generator_step", waiting)
-    look = cells.LiveFigure(seconds=(0, 1000))  # after a new stage, otherwise
-    chosen = cells.profile_settings("smoke", "WGAN")
-    trained = train_one(cells, chosen, tiny, tmp_path, judge=brightness, look=look)
+    chosen, look = cells.profile_settings("smoke", "WGAN"), cells.LiveView(every=0)
+    assert str(png) in capsys.readouterr().out
+
+    def judge(pictures):
+        return {"brightness": brightness(pictures)["brightness"], "Frechet distance": 7.0}
+
+    trained = train_one(cells, chosen, tiny, tmp_path, judge=judge, look=look)
+    del trained.quality["Frechet distance"]
     same_state(cells, trained, alone()["WGAN"])
-    assert shown[0] == {"display_id": True} and shown[1:] == [{}] * (len(shown) - 1) != []
-    for at, row, redrawn in ((12, None, False), (11, None, False), (11, {"iteration": 13}, True)):
+    lines = [what["text/plain"] for what in shown if isinstance(what, dict)]
+    loss = -trained.history["critic_loss_train"][-1]
+    said = rf"WGAN: 100%\|█+\| 12/12 \[.*it/s, negative loss {loss:.3g}, Frechet 7\.00\]"
+    assert re.fullmatch(said, lines[-1]) and len(lines[-1]) <= 100
+    look.every = 1000
+    for iteration, redrawn in ((11, False), (12, True)):
         png.unlink(missing_ok=True)
-        trained.iteration = at  # finished or not
-        cells.append_row(trained.quality, row or {})
+        trained.iteration = iteration
         look([trained])
         assert png.exists() == redrawn
+
+
+def test_what_looks_on_may_fail_and_the_trainings_end_with_all_threads_given_back(
+    cells, tiny, tmp_path
+):
+    def failing(runs):
+        raise OSError("no space left for the figure")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    several = [cells.profile_settings("smoke", method) for method in METHODS]
+    with pytest.raises(OSError, match="no space left"):
+        train_all(cells, several, tiny, tmp_path, look=failing)
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+    assert all(cells.newest_checkpoint(tmp_path / m)[1]["iteration"] == 12 for m in METHODS)
+
+
+def test_a_new_choice_of_device_and_precision_holds_for_the_next_training(
+    cells, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cells, "precision", "bfloat16")
+    run = cells.start_run(tmp_path / "WGAN", cells.profile_settings("smoke", "WGAN"), tiny)
+    assert run.precision == "bfloat16"
 
 
 def test_start_says_what_it_does_and_afresh_deletes_what_was_there(cells, tiny, tmp_path, capsys):

@@ -1,9 +1,12 @@
-"""Make the committed run: execute the notebook alone in a fresh folder, then install what it made.
+"""Execute the notebook alone in a fresh folder, then install what it made as a run that is shown.
 
 python tools/publish.py [-p NAME VALUE]...   executes with these parameters, then installs
 python tools/publish.py -p TRAIN False       evaluates the published weights anew
 python tools/publish.py --trained DIR        takes over what is finished in DIR, a run's folder
 python tools/publish.py --from DIR           installs an execution of the notebook left in DIR
+
+Without parameters it is the committed run, whose outputs the notebook holds. A run on another data
+set goes to its block in RESULTS.md, `run NAME`, and to images/NAME.
 """
 
 import argparse
@@ -26,6 +29,8 @@ SHOWN, COMMITTED = "fashion-mnist", "quick"  # data set and profile of the commi
 COLUMNS = ("Frechet distance", "KID x 1000", "precision", "recall", "coverage", "minutes")
 INSTALLED = ("*.pt", "*.film", "*.json", "rmsprop/*.pt", "few_images/*.pt")
 OTHERS = ("*.checkpoint-?.pt", "training.png", "*architectures.*")  # the last shown by hand
+ELSEWHERE = ("*.pt", "results.json")  # of other data sets, whose films are large
+FIGURES = "samples.png training-*.png epochs.png"
 
 
 def results_table(results, columns=None):
@@ -57,13 +62,14 @@ def claims_table(claims, whole=False):
 
 def make(folder, parameters, trained=None):
     """Run the notebook alone in `folder`, with the project's data if it has been fetched before."""
+    parameters = {"DATASET": SHOWN, "PROFILE": COMMITTED} | parameters
     if (ROOT / "data").exists():
         (folder / "data").symlink_to(ROOT / "data")
     taken = [trained, trained.parent / "judges"] if trained else []
     for path in filter(Path.exists, [ROOT / "saved_models/published", *taken]):
         shutil.copytree(path, folder / "saved_models" / path.name)
     notebook = nbformat.read(NOTEBOOK, 4)
-    set_parameters(notebook, {"DATASET": SHOWN, "PROFILE": COMMITTED} | parameters)
+    set_parameters(notebook, parameters)
     execute(notebook, folder)
     nbformat.write(notebook, folder / NOTEBOOK.name)
 
@@ -93,28 +99,47 @@ def is_installed(path):
     return path.is_file() and not any(map(path.match, OTHERS))
 
 
-def install_files(models, figures):
-    """Put weights, scores, claims and figures of a run in the places that are committed."""
-    published, images = ROOT / "saved_models/published", ROOT / "images"
-    places = {path: SHOWN / path.relative_to(models) for p in INSTALLED for path in models.glob(p)}
-    places |= {path: f"judges/{path.name}" for path in models.parent.glob(f"judges/{SHOWN}.pt")}
-    places |= {path: images / path.name for path in figures.glob("*.*")}
-    for old in filter(is_installed, images.iterdir()):
-        old.unlink()
-    for path in filter(is_installed, places):
-        place = published / places[path]
+def copy_new(places, folder, patterns):
+    """Copy files to their {path: place}, into `folder` too, which keeps no others of `patterns`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    old = {path for pattern in patterns for path in folder.glob(pattern)}
+    for path in filter(is_installed, old):
+        path.unlink()
+    for path, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
 
 
-def export_generators(folder):
+def install_files(models, figures, kept, shown, name):
+    """Put what is `kept` of a run's weights and `shown` of its figures where they are committed."""
+    published, dataset = ROOT / "saved_models/published", json_of(models, "results")["data set"]
+    found = [path for pattern in kept for path in models.glob(pattern) if is_installed(path)]
+    places = {path: published / dataset / path.relative_to(models) for path in found}
+    judges = models.parent.glob(f"judges/{dataset}.pt")
+    places |= {path: published / "judges" / path.name for path in judges}
+    copy_new(places, published / dataset, INSTALLED)
+    found = [path for pattern in shown for path in figures.glob(pattern) if is_installed(path)]
+    place = ROOT / "images" / name
+    copy_new({path: place / path.name for path in found}, place, ["*.*"])
+
+
+def halve(path):
+    """Store the generator of a weights file in half precision, which draws the same pictures."""
+    saved = torch.load(path, weights_only=True)
+    parts = saved["average"].items()
+    saved["average"] = {name: p.half() if p.is_floating_point() else p for name, p in parts}
+    torch.save(saved, path)
+
+
+def export_generators(folder, parameters):
     """Beside each METHOD.pt in `folder` write METHOD.generator.pt, which needs PyTorch alone.
 
     TorchScript, since what torch.export writes is not read by older versions: latents float
     [n, latent_size] -> images float32 [n, C, side, side] in [-1, 1].
     """
+    given = {name: parameters[name] for name in ("DATASET", "IMAGE_SIZE")}
     with tempfile.TemporaryDirectory() as away:
-        cells = load_cells(DATASET=SHOWN, DEVICE="cpu", MODELS_DIR=away, IMAGES_DIR=away)
+        cells = load_cells(DEVICE="cpu", MODELS_DIR=away, IMAGES_DIR=away, **given)
     shape = (cells.source.channels, cells.source.side, cells.source.side)
     for method in filter(lambda name: (folder / f"{name}.pt").exists(), cells.PAPER):
         generator, saved = cells.load_generator(folder / f"{method}.pt", shape, cells.device)
@@ -123,38 +148,67 @@ def export_generators(folder):
         torch.jit.trace(generator, z).save(folder / f"{method}.generator.pt")
 
 
-def run_page(text, made, results, claims):
-    """RESULTS.md's part on the committed run; figures keep their captions in its old `text`."""
-    figures = sorted(path.name for path in filter(is_installed, (ROOT / "images").iterdir()))
-    captions = {name: said for said, name in re.findall(r"!\[(.+)\]\(images/(.+)\)", text)}
+def run_page(text, name, results, claims):
+    """RESULTS.md's part on a run, whose figures are in images/NAME; `text` holds the captions."""
+    figures = sorted(path.name for path in filter(is_installed, (ROOT / "images" / name).iterdir()))
+    captions = {name: said for said, name in re.findall(r"!\[(.+)\]\(images/([^/)]+)\)", text)}
     order = [*filter(figures.__contains__, captions), *(n for n in figures if n not in captions)]
-    shown = [f"{captions.get(n, n)}:\n\n![{captions.get(n, n)}](images/{n})" for n in order]
-    tables = [results_table(results), claims_table(claims, whole=True)]
-    return "\n\n".join([f"{made} Torch {results['torch']}.", *tables, *shown])
+    shown = []
+    for figure in order:
+        said = captions.get(figure, figure)
+        shown.append(f"{said}:\n\n![{said}](images/{Path(name, figure)})")
+    tables = [results_table(results)] + [claims_table(claims, whole=True)] * bool(claims)
+    return "\n\n".join([f"{results['made by']} Torch {results['torch']}.", *tables, *shown])
 
 
-def install(folder, made):
-    """Install the execution in `folder`; `made` says in RESULTS.md where it came from."""
-    notebook = executed_notebook(folder / NOTEBOOK.name)
-    runs = [*(folder / "images").glob(f"{SHOWN}-{COMMITTED}-seed[0-9]")]
-    if len(runs) != 1:
-        raise ValueError(f"{folder} holds {len(runs)} runs of {COMMITTED} on {SHOWN}; allowed: 1")
-    models = folder / "saved_models" / runs[0].name
-    tables = [models / f"{name}.json" for name in ("results", "claims")]
-    results, claims = (json.loads(path.read_text()) for path in tables)
-    install_files(models, runs[0])
-    export_generators(ROOT / "saved_models/published" / SHOWN)
-    samples, opening = (runs[0] / "samples.png").read_bytes(), notebook.cells[0]
+def json_of(models, name):
+    """What results.json or claims.json of a run's folder holds."""
+    return json.loads((models / f"{name}.json").read_text("utf-8"))
+
+
+def install_committed(notebook, samples, results, claims):
+    """Write the notebook with its outputs, and what it found into its opening and the README."""
+    opening = notebook.cells[0]
     opening["attachments"] = {"samples.png": {"image/png": base64.b64encode(samples).decode()}}
     table = results_table(results, COLUMNS)
     shown = f"{table}\n\n![samples](attachment:samples.png)"
     opening.source = replace_block(opening.source, "results", shown)
     nbformat.write(notebook, NOTEBOOK)
-    readme, page = ROOT / "README.md", ROOT / "RESULTS.md"
+    readme = ROOT / "README.md"
     text = replace_block(readme.read_text(), "results", table)
     readme.write_text(replace_block(text, "claims", claims_table(claims)))
-    text = page.read_text()
-    page.write_text(replace_block(text, "run", run_page(text, made, results, claims)))
+
+
+def install(folder, made, name=None, shown=FIGURES):
+    """Install the execution in `folder`; `made` says where it came from. Raises ValueError.
+
+    A run of another data set is called `name`, and of its figures those `shown` are installed.
+    """
+    notebook = executed_notebook(folder / NOTEBOOK.name)
+    parameters = defaults(nbformat.read(folder / NOTEBOOK.name, 4))
+    runs = [path for path in (folder / "images").iterdir() if path.is_dir()]
+    if len(runs) != 1:
+        raise ValueError(f"{folder} holds {len(runs)} runs; allowed: 1")
+    models = folder / "saved_models" / runs[0].name
+    results, claims, page = json_of(models, "results"), {}, ROOT / "RESULTS.md"
+    dataset = next(iter(results["settings"].values()))["dataset"]
+    results |= {"data set": dataset, "made by": made, "code": notebook.metadata["code_sha256"]}
+    (models / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    committed = (parameters["DATASET"], parameters["PROFILE"]) == (SHOWN, COMMITTED)
+    if committed:
+        claims = json_of(models, "claims")
+        install_files(models, runs[0], INSTALLED, ["*.*"], "")
+        samples = (runs[0] / "samples.png").read_bytes()
+        install_committed(notebook, samples, results, claims)
+    else:
+        name = name or dataset
+        install_files(models, runs[0], ELSEWHERE, shown.split(), name)
+        for path in (ROOT / "saved_models/published" / dataset).glob("*.pt"):
+            halve(path)
+    export_generators(ROOT / "saved_models/published" / dataset, parameters)
+    text, block = page.read_text(), "run" if committed else f"run {name}"
+    written = run_page(text, "" if committed else name, results, claims)
+    page.write_text(replace_block(text, block, written))
 
 
 def main():
@@ -164,6 +218,8 @@ def main():
     parser.add_argument("--from", dest="folder", type=Path)
     parser.add_argument("--command", help="what trained, if not this")
     parser.add_argument("--commit", help="of the code that trained, if not HEAD")
+    parser.add_argument("--name", help="of a run on another data set, if not the data set's")
+    parser.add_argument("--figures", default=FIGURES, help="of such a run that are shown")
     chosen = parser.parse_args()
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="wgan_gp-"))
     git = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
@@ -174,7 +230,7 @@ def main():
         usual = defaults(nbformat.read(NOTEBOOK, 4))
         given = {name: literal(value, usual.get(name)) for name, value in chosen.given}
         make(folder, given, chosen.trained)
-    install(folder, f"`{command}`, commit {commit}.")
+    install(folder, f"`{command}`, commit {commit}.", chosen.name, chosen.figures)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,23 @@
 
 NAME is a variable of the notebook's parameters cell; any other is refused. Ctrl-C, or SIGTERM,
 interrupts the cell, so that a training saves and says where; a second one ends the run at once. The
-executed notebook, whole or as far as it came, is written to FILE.
+executed notebook, whole or as far as it came, is written to FILE, unless a parameter was refused.
 """
 
 import argparse
 import ast
 import asyncio
 import logging
+import math
 import re
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 
 import nbformat
 from nbclient import NotebookClient
@@ -48,17 +51,40 @@ class InterruptibleClient(NotebookClient):
 
 
 class EchoingClient(InterruptibleClient):
-    """One that also prints text and tables as they arrive, and the section that it is in."""
+    """One that also prints text and tables as they arrive, and the section that it is in.
 
-    section = None
+    Lines that the notebook updates are redrawn in a terminal; elsewhere they come once a minute.
+    """
+
+    section, lines, above, said = None, "", 0, -math.inf
 
     def output(self, outs, msg, display_id, cell_index):
         content = msg["content"]
-        if msg["msg_type"] == "stream":
-            print(content["text"], end="", flush=True)
-        elif "text/markdown" in content.get("data", {}):
-            print(content["data"]["text/markdown"], flush=True)
+        if text := content.get("text") or content.get("data", {}).get("text/markdown"):
+            print(text, end="" if msg["msg_type"] == "stream" else "\n", flush=True)
+            self.above = 0  # what is below the lines now must not be drawn over
         return super().output(outs, msg, display_id, cell_index)
+
+    def process_message(self, msg, cell, cell_index):
+        data = msg["content"].get("data", {})
+        if msg["msg_type"] == "update_display_data" and set(data) == {"text/plain"}:
+            self.lines = data["text/plain"]
+            if sys.stdout.isatty() or time.monotonic() - self.said > 60:
+                self.say_lines()
+        return super().process_message(msg, cell, cell_index)
+
+    def say_lines(self):
+        """Print the lines that are updated, in a terminal over those that it printed last."""
+        lines, self.lines, self.said = self.lines.splitlines(), "", time.monotonic()
+        if sys.stdout.isatty():
+            width, up = get_terminal_size().columns - 1, f"\x1b[{self.above}F" * (self.above > 0)
+            lines = [f"{up * (i == 0)}{line[:width]}\x1b[K" for i, line in enumerate(lines)]
+        print(*lines, sep="\n", flush=True)
+        self.above = len(lines)
+
+    def conclude(self, cell, cell_index, execute_reply):
+        if self.lines:
+            self.say_lines()
 
     def announce(self, cell, cell_index):
         prose = [c.source for c in self.nb.cells[:cell_index] if c.cell_type == "markdown"]
@@ -114,8 +140,14 @@ def execute(notebook, folder, echo=True):
     )
     client.on_notebook_start = client.listen
     if echo:
-        client.on_cell_start = client.announce
+        client.on_cell_start, client.on_cell_executed = client.announce, client.conclude
     client.execute()
+
+
+def is_refused(notebook):
+    """Did a setup cell fail, so that nothing has begun?"""
+    setup = [cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", ())]
+    return any(output.output_type == "error" for cell in setup for output in cell.outputs)
 
 
 def literal(text, default=None):
@@ -143,7 +175,6 @@ def main():
     given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items())
     about = ABOUT.format(datetime.now(), given or "the defaults")
     notebook.cells.insert(0, nbformat.v4.new_markdown_cell(about))
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
     # An interrupt leaves nbclient's tasks unfinished, which need not be said:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     failure = None
@@ -151,8 +182,11 @@ def main():
         execute(notebook, Path.cwd())
     except CellExecutionError as error:
         failure = f"{error.ename}: {error.evalue}"
+        if is_refused(notebook):
+            sys.exit(failure)
     except (Exception, KeyboardInterrupt) as error:  # nbclient can be interrupted in several ways
         failure = f"interrupted ({type(error).__name__}); run again, and a training goes on"
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, chosen.output)
     print(f"\nThe executed notebook: {chosen.output}")
     sys.exit(f"Stopped. {failure}" if failure else 0)
