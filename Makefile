@@ -3,8 +3,9 @@ VENV   := .venv
 READY  := $(VENV)/ready
 
 # Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not. It goes
-# as typed: `value` does not expand it, and neither does what make would export.
+# as typed: `value` does not expand it, and neither does what make would export. The last three are of `make sweep`.
 PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS SAVE_SAMPLES CHANGES DATA_DIR MODELS_DIR IMAGES_DIR
+PARAMETERS += DATASETS SEEDS CLUSTER
 unexport $(PARAMETERS)
 typed  = $(findstring command,$(origin $1))
 quoted = '$(subst ','\'',$1)'
@@ -19,7 +20,7 @@ $(if $(UNKNOWN),$(error no such parameter: $(UNKNOWN); allowed: $(PARAMETERS)))
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run evaluate architectures test mutants browser stress lab publish bench search clean
+.PHONY: help run evaluate architectures sweep test mutants browser stress lab publish bench clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -36,6 +37,11 @@ evaluate: $(READY) ## fresh samples, scores and claims from saved weights, yours
 architectures: $(READY) ## Figure 2 and Table 2 (claims C5, C4): other architectures, in hours
 	@$(FETCH)
 	$(VENV)/bin/python tools/architectures.py $(GIVEN)
+
+sweep: $(READY) ## many trainings by Dask: DATASETS=mnist,gtsrb SEEDS=0,1,2 CLUSTER=tcp://HOST:8786
+	@$(FETCH)
+	@$(VENV)/bin/python -m pip install --quiet -r requirements-sweep.txt
+	$(VENV)/bin/python tools/sweep.py $(GIVEN)
 
 test: $(READY) ## lint and tests
 	@$(FETCH)
@@ -64,10 +70,6 @@ publish: $(READY) ## run the notebook in a fresh folder, then install its output
 bench: $(READY) ## training beside the usual loop, step by step
 	@$(FETCH)
 	$(VENV)/bin/python benchmarks/training_speed.py
-
-search: $(READY) ## the comparison that chose the settings of the quick profile
-	@$(FETCH)
-	$(VENV)/bin/python benchmarks/quick_settings.py
 
 clean: ## remove the virtual environment, executed notebooks and caches
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

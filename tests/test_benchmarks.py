@@ -1,19 +1,14 @@
 """The benchmarks compare like with like, and run."""
 
-import json
 import re
-import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import CPU, DATA_DIR, ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import quick_settings
-import standard_settings
 import training_speed
 
 
@@ -79,29 +74,3 @@ def test_the_benchmark_of_speed_fills_its_table_and_compares_side_by_side(cells)
     assert re.fullmatch(
         rf"quick's three methods, \d at a time: {numbers} times as fast as in turn", said
     )
-
-
-@pytest.mark.parametrize("script", [quick_settings, standard_settings])
-def test_what_a_comparison_of_settings_finds_is_kept_and_shown(tmp_path, monkeypatch, script):
-    """Two small candidates; what is found is kept, and the table goes into the README beside it."""
-    shutil.copy(ROOT / "benchmarks/README.md", tmp_path)
-    small = {"width": 8, "batch_size": 16, "linear_decay": 0.333}
-    candidates = [("WGAN-GP", small | {"n_critic": 1}), ("DCGAN", small)]
-    quick, threads = script is quick_settings, torch.get_num_threads()
-    options = ["--classifier-images", "2560", "--data-dir", str(DATA_DIR)]
-    options += ["--core-seconds", "2"] if quick else ["--iterations", "3"]
-    monkeypatch.setattr(sys, "argv", ["script.py", *options])
-    monkeypatch.setattr(script, "HERE", tmp_path)
-    monkeypatch.setattr(script, "CANDIDATES", candidates)
-    pool = ThreadPoolExecutor(1)  # not processes, which would not know the candidates
-    monkeypatch.setattr(quick_settings, "ProcessPoolExecutor", lambda *_: pool)
-    script.main()
-    torch.set_num_threads(threads)
-    name = "table" if quick else "standard"
-    _, table = (tmp_path / "README.md").read_text().split(f"<!-- {name}: begin -->")
-    table, _ = table.split(f"<!-- {name}: end -->")
-    assert "| WGAN-GP | width 8, " in table and table.count("| DCGAN |") == 1
-    assert "| WGAN |" not in table and torch.__version__.split("+")[0] in table
-    if quick:
-        kept = json.loads((tmp_path / "quick_settings.json").read_text())
-        assert len(kept) == 2 and all(one["iterations"] > 10 for one in kept)

@@ -14,13 +14,12 @@ import os
 import sys
 from functools import partial
 from itertools import pairwise, product
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import torch
 import torch.nn.functional as F
-from notebook_cells import NOTEBOOK, load_cells
+from notebook_cells import NOTEBOOK, load_cells, load_judged
 from pages import markdown_table
 from run_notebook import defaults, literal
 from torch import nn
@@ -201,14 +200,10 @@ def show_table_2(cells, results):
 
 def load(**parameters):
     """The notebook's cells with these parameters, its data and judge. Raises as they do."""
-    cells = load_cells(**{"PROFILE": "quick"} | parameters)
-    if cells.source.target != "classes":
-        raise ValueError(f"DATASET is {cells.DATASET!r}; allowed: one whose images have classes")
-    cells.data = cells.load_images(cells.source, Path(cells.DATA_DIR).expanduser(), cells.device)
-    cells.judge = cells.load_judge(cells.data)
-    n = 500 if cells.profile == "smoke" else 10_000
-    cells.n_samples = min(n, len(cells.data.test), len(cells.data.train))
-    return cells
+    parameters = {"PROFILE": "quick"} | parameters
+    if (source := load_cells(**parameters).source).target != "classes":
+        raise ValueError(f"DATASET is {source.name!r}; allowed: one whose images have classes")
+    return load_judged(**parameters)
 
 
 def report(cells, claim, show, results):

@@ -42,6 +42,19 @@ def load_cells(path=NOTEBOOK, tags=("setup", "parameters", "define"), **paramete
     return module
 
 
+def load_judged(**parameters):
+    """load_cells with the images, their judge and the number of samples that it scores at the end.
+
+    Raises as it does, and RuntimeError for images that cannot be fetched or read.
+    """
+    cells = load_cells(**parameters)
+    cells.data = cells.load_images(cells.source, Path(cells.DATA_DIR).expanduser(), cells.device)
+    cells.judge = cells.load_judge(cells.data)
+    n = 500 if cells.profile == "smoke" else 10_000
+    cells.n_samples = min(n, len(cells.data.test), len(cells.data.train))
+    return cells
+
+
 def code_digest(cells):
     """SHA-256 of the code of a notebook's cells, less blank lines and lines of comments only."""
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

@@ -11,18 +11,16 @@ import argparse
 import ast
 import asyncio
 import logging
-import math
 import re
 import signal
 import sys
-import time
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from shutil import get_terminal_size
 
 import nbformat
+from live_lines import LiveLines
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from notebook_cells import NOTEBOOK
@@ -51,40 +49,27 @@ class InterruptibleClient(NotebookClient):
 
 
 class EchoingClient(InterruptibleClient):
-    """One that also prints text and tables as they arrive, and the section that it is in.
+    """One that also prints text, tables and lines as they arrive, and the section that it is in."""
 
-    Lines that the notebook updates are redrawn in a terminal; elsewhere they come once a minute.
-    """
-
-    section, lines, above, said = None, "", 0, -math.inf
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.section, self.live = None, LiveLines()
 
     def output(self, outs, msg, display_id, cell_index):
         content = msg["content"]
         if text := content.get("text") or content.get("data", {}).get("text/markdown"):
             print(text, end="" if msg["msg_type"] == "stream" else "\n", flush=True)
-            self.above = 0  # what is below the lines now must not be drawn over
+            self.live.stay()
         return super().output(outs, msg, display_id, cell_index)
 
     def process_message(self, msg, cell, cell_index):
         data = msg["content"].get("data", {})
         if msg["msg_type"] == "update_display_data" and set(data) == {"text/plain"}:
-            self.lines = data["text/plain"]
-            if sys.stdout.isatty() or time.monotonic() - self.said > 60:
-                self.say_lines()
+            self.live.update(data["text/plain"].splitlines())
         return super().process_message(msg, cell, cell_index)
 
-    def say_lines(self):
-        """Print the lines that are updated, in a terminal over those that it printed last."""
-        lines, self.lines, self.said = self.lines.splitlines(), "", time.monotonic()
-        if sys.stdout.isatty():
-            width, up = get_terminal_size().columns - 1, f"\x1b[{self.above}F" * (self.above > 0)
-            lines = [f"{up * (i == 0)}{line[:width]}\x1b[K" for i, line in enumerate(lines)]
-        print(*lines, sep="\n", flush=True)
-        self.above = len(lines)
-
     def conclude(self, cell, cell_index, execute_reply):
-        if self.lines:
-            self.say_lines()
+        self.live.end()
 
     def announce(self, cell, cell_index):
         prose = [c.source for c in self.nb.cells[:cell_index] if c.cell_type == "markdown"]

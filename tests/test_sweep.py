@@ -1,0 +1,198 @@
+"""Sweeps on Dask's workers: every combination is trained and judged once, whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import distributed
+import numpy as np
+import pytest
+import sweep
+import tiny_data_sets
+import torch
+from conftest import ROOT, compare
+
+ITERATIONS = 200
+CHANGES = {"WGAN-GP": {"iterations": ITERATIONS, "penalty_weight": [1.0, 10.0]}}
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """Parameters, as texts, of four smoke trainings on a tiny MNIST."""
+    tiny_data_sets.mnist(tmp_path / "data", np.random.default_rng(0))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tools"))
+    chosen = {"DATASET": "mnist", "METHODS": "WGAN-GP", "SEEDS": "0,1", "PROFILE": "smoke"}
+    return chosen | {"CHANGES": repr(CHANGES), "DEVICE": "cpu", "PRECISION": "float32"}
+
+
+def words(given):
+    return [word for name, value in given.items() for word in ("-p", name, str(value))]
+
+
+def run(monkeypatch, given):
+    """The status with which the sweep of these parameters ends in this process."""
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *words(given)])
+    with pytest.raises(SystemExit) as ended:
+        sweep.main()
+    return ended.value.code
+
+
+def rows_of(folder):
+    return json.loads((folder / "sweep" / "results.json").read_text())["rows"]
+
+
+def test_a_list_of_values_means_each_of_them(given, tmp_path):
+    parameters, own = sweep.read_parameters(given.items())
+    tasks = sweep.plan(parameters, ["mnist", "fashion-mnist"], [0, 1])
+    found = [(t["DATASET"], t["CHANGES"]["WGAN-GP"]["penalty_weight"], t["SEED"]) for t, _ in tasks]
+    assert found == [(d, c, s) for d in ("mnist", "fashion-mnist") for c in (1, 10) for s in (0, 1)]
+    assert {n for _, n in tasks} == {ITERATIONS} and own["SEEDS"] == "0,1"
+    assert parameters["MODELS_DIR"] == str(tmp_path / "saved_models")
+
+
+@pytest.fixture
+def cluster(given):
+    """Two workers of a cluster that is there before the sweep, saving each half second."""
+    options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    cluster = distributed.LocalCluster(n_workers=2, **options)
+    with cluster, distributed.Client(cluster) as client:
+        client.run(setattr, sweep, "SAVE_SECONDS", 0.5)
+        yield cluster, client
+
+
+def test_a_sweep_is_what_its_tasks_are_one_by_one_although_a_worker_is_killed(
+    given, cluster, tmp_path, monkeypatch, capsys
+):
+    """The killed worker's task goes on elsewhere, from its checkpoint, to the same weights."""
+    (address, client), killed = cluster, []
+    models = tmp_path / "saved_models"
+
+    def kill():
+        """SIGKILL to the worker of the first training that has saved."""
+        while not (saved := list(models.glob("*/WGAN-GP.checkpoint-a.pt"))):
+            time.sleep(0.05)
+        told = [event for _, event in client.get_events("sweep")]
+        one = next(t for t in told[::-1] if t["line"].startswith(f"{saved[0].parent.name}/"))
+        (place,) = (a for a, n in names.items() if n == one["worker"])
+        killed.append((one["task"], one["iteration"]))
+        os.kill(pids[place], signal.SIGKILL)
+
+    pids = client.run(os.getpid)
+    names = {a: w["name"] for a, w in client.scheduler_info()["workers"].items()}
+    killing = threading.Thread(target=kill)
+    killing.start()
+    assert run(monkeypatch, given | {"CLUSTER": address.scheduler_address}) == 0
+    killing.join()
+    (task, at), said = killed[0], capsys.readouterr().out
+    told = [event for _, event in client.get_events("sweep") if event["task"] == task]
+    before, after = next((a, b) for a, b in pairwise(told) if a["worker"] != b["worker"])
+    assert before["iteration"] >= at and 0 < after["iteration"] < ITERATIONS
+    assert "4 of 4 tasks: 100%" in said and f"{before['line'].split(':')[0]}: " in said
+    rows = rows_of(models)
+    monkeypatch.setattr(sweep, "tell", lambda message: None)
+    parameters, _ = sweep.read_parameters((given | {"MODELS_DIR": "alone"}).items())
+    tasks, threads = sweep.plan(parameters, ["mnist"], [0, 1]), torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = [sweep.run_task(number, task) for number, (task, _) in enumerate(tasks)]
+    torch.set_num_threads(threads)
+    for row in rows + alone:
+        assert row.pop("minutes") > 0
+        row["minutes"] = 1
+    assert rows == alone and sweep.pool(rows) == sweep.pool(alone)
+    settings = f"profile smoke, iterations {ITERATIONS}, penalty_weight 10.0"
+    assert f"| mnist | WGAN-GP | {settings} | 0, 1 |" in said
+    paths = sorted(models.glob("mnist-*/WGAN-GP.pt"))
+    assert len(paths) == 4
+    for path in paths:
+        other = tmp_path / "alone" / path.parent.name / path.name
+        both = [torch.load(some)["average"] for some in (path, other)]
+        compare(*map(dict, both), path)
+    dates = [path.stat().st_mtime_ns for path in paths]
+    assert run(monkeypatch, given | {"CLUSTER": address.scheduler_address}) == 0
+    assert dates == [path.stat().st_mtime_ns for path in paths]  # finished before
+    assert [row["scores"] for row in rows_of(models)] == [row["scores"] for row in rows]
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(given, tmp_path):
+    """Sent to workers and sweep alike, as a terminal does; what fails by itself is named."""
+    given |= {"DATASETS": "mnist,cifar-10", "SEEDS": "0"}  # there is no CIFAR-10
+    command = [sys.executable, ROOT / "tools" / "sweep.py", *words(given)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, start_new_session=True)
+    models, until = tmp_path / "saved_models", time.monotonic() + 120
+    while not list(models.glob("mnist-*/WGAN-GP.film")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Stopping: each training saves itself" in said
+    assert "Stopped and saved; the same command goes on" in errors
+    saved = [torch.load(path)["iteration"] for path in models.glob("mnist-*/WGAN-GP.pt")]
+    assert saved and all(0 < n < ITERATIONS for n in saved)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1 and "2 of 4 tasks" in done.stdout
+    failed = [line for line in done.stderr.splitlines() if "cifar-10, WGAN-GP, seed 0" in line]
+    assert len(failed) == 2 and all("cannot be fetched or read" in line for line in failed)
+    assert {row["data set"] for row in rows_of(models)} == {"mnist"}
+
+
+REFUSED = [
+    ({"METHODS": "GAN"}, "METHODS is 'GAN'; allowed: 'DCGAN'"),
+    ({"SEEDS": "0,x"}, "seed is 'x'"),
+    ({"DATASETS": "mnist,lsun"}, "DATASET is 'lsun'; allowed: "),
+    ({"SPEED": "3"}, "no such parameter: SPEED"),
+    ({"START": "afresh"}, "allowed in a sweep: True, 'resume'"),
+    ({"CHANGES": "{'WGAN': {'clip': [0.1, 99.0]}}", "METHODS": "WGAN"}, "clip is 99.0; allowed"),
+    ({"CLUSTER": "tcp://127.0.0.1:9"}, "CLUSTER is 'tcp://127.0.0.1:9'; allowed: the address"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), REFUSED)
+def test_bad_input_is_refused_before_anything_starts(given, monkeypatch, wrong, said):
+    monkeypatch.setattr(sweep.distributed, "LocalCluster", None)
+    assert said in run(monkeypatch, given | wrong)
+
+
+def raising(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+WORKERS = [
+    (
+        lambda *_: {"tcp://one:1": True, "tcp://two:2": False},
+        "which tcp://two:2 cannot see; all",
+    ),
+    (raising(ModuleNotFoundError("No module", name="sweep")), "lack sweep; allowed: started here"),
+    (raising(TimeoutError()), "CLUSTER has no workers; allowed: one or more"),
+]
+
+
+@pytest.mark.parametrize(("answer", "said"), WORKERS)
+def test_workers_that_cannot_work_are_refused(tmp_path, answer, said):
+    client = SimpleNamespace(wait_for_workers=lambda *_, **__: None, run=answer)
+    with pytest.raises(ValueError, match=said):
+        sweep.check_workers(client, Path(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_pools_seeds():
+    def row(seed, distance, **more):
+        known = {"data set": "mnist", "method": "WGAN", "settings": "profile quick", "minutes": 2.0}
+        return known | {"seed": seed, "scores": {"KID": distance}, "machine": "a"} | more
+
+    table = sweep.pool([row(0, 1.0), row(1, 3.0, machine="b"), row(0, 5.0, method="DCGAN")])
+    assert table.splitlines()[2:] == [
+        "| mnist | WGAN | profile quick | 0, 1 | 2.00 ± 1.41 | 2.0 ± 0.0 | a; b |",
+        "| mnist | DCGAN | profile quick | 0 | 5.00 | 2.0 | a |",
+    ]

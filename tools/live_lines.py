@@ -1,0 +1,34 @@
+"""Lines that change while work goes on: redrawn in place in a terminal, elsewhere once a minute."""
+
+import math
+import sys
+import time
+from shutil import get_terminal_size
+
+
+class LiveLines:
+    """Prints lines over those that it printed last, or where that cannot be, once a minute."""
+
+    def __init__(self):
+        self.unsaid, self.above, self.said = [], 0, -math.inf
+
+    def update(self, lines):
+        """The lines are these now."""
+        self.unsaid = lines
+        if sys.stdout.isatty() or time.monotonic() - self.said > 60:
+            self.end()
+
+    def end(self):
+        """Print the last ones, if they have not been."""
+        lines, self.unsaid, self.said = self.unsaid, [], time.monotonic()
+        if lines and sys.stdout.isatty():
+            width, up = get_terminal_size().columns - 1, f"\x1b[{self.above}F" * (self.above > 0)
+            lines = [f"{line[:width]}\x1b[K" for line in lines]
+            lines[0] = up + lines[0]
+        if lines:
+            print(*lines, sep="\n", flush=True)
+            self.above = len(lines)
+
+    def stay(self):
+        """Something was printed below: begin anew there."""
+        self.above = 0

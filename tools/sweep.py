@@ -1,0 +1,312 @@
+"""Train and judge every combination of data sets, methods, settings and seeds, on Dask's workers.
+
+    python tools/sweep.py [-p DATASETS A,B] [-p SEEDS 0,1,2] [-p CLUSTER tcp://HOST:8786]
+                          [-p NAME VALUE]...
+
+The other parameters are the notebook's; where CHANGES lists several values of a setting,
+{"WGAN-GP": {"learning_rate": [0.001, 0.002]}}, there is a task for each. A task trains with the
+notebook's cells and leaves its files where the notebook puts them. Its samples, drawn from the
+training's seed, are scored by the notebook's judge; beside these scores stands the Frechet distance
+to training images, by which settings may be chosen. What was finished or begun before is not made
+again. Without CLUSTER the workers are this machine's, one for each core or GPU; those of a cluster
+run in the same folder, with PYTHONPATH=tools. A worker that dies costs what it did since its last
+checkpoint: another one goes on. Ctrl-C saves, and the same command goes on. At the end there is a
+table, seeds pooled; it and every row stand in MODELS_DIR/sweep/results.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import product
+from pathlib import Path
+
+import distributed
+import nbformat
+import torch
+from live_lines import LiveLines
+from notebook_cells import NOTEBOOK, load_cells, load_judged
+from pages import markdown_table
+from run_notebook import defaults, literal, set_parameters
+from tqdm import tqdm
+
+SAVE_SECONDS = 60
+STOPPING = threading.Event()  # of this worker
+JUDGED = {}  # of this worker: the cells with the last data set and its judge, and their parameters
+
+
+def combinations(changes):
+    """One {name: value} for each choice of a value where `changes` lists several."""
+    several = [value if isinstance(value, list) else [value] for value in changes.values()]
+    return [dict(zip(changes, chosen, strict=True)) for chosen in product(*several)]
+
+
+def plan(parameters, datasets, seeds):
+    """[(the notebook's parameters, iterations) of a task]. Raises as the notebook's cells do."""
+    if (parameters["TRAIN"], parameters["START"]) != (True, "resume"):
+        raise ValueError("TRAIN or START was given; allowed in a sweep: True, 'resume'")
+    tasks = []
+    for dataset in datasets:
+        for method in load_cells(**parameters | {"DATASET": dataset, "CHANGES": {}}).methods:
+            several = combinations(parameters["CHANGES"].get(method, {}))
+            for changes, seed in product(several, seeds):
+                own = {"DATASET": dataset, "METHODS": method, "SEED": seed}
+                task = parameters | own | {"CHANGES": {method: changes}}
+                tasks.append((task, load_cells(**task).settings[method].iterations))
+    return tasks
+
+
+def name_of(task):
+    """A task in a few words."""
+    changes = "".join(f", {k} {v}" for some in task["CHANGES"].values() for k, v in some.items())
+    return f"{task['DATASET']}, {task['METHODS']}, seed {task['SEED']}{changes}"
+
+
+@contextmanager
+def silence():
+    """What is printed inside goes nowhere."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def load_task(task):
+    """The notebook's cells with a task's parameters, its images and their judge."""
+    where = {name: value for name, value in task.items() if name not in ("SEED", "METHODS")}
+    del where["CHANGES"]
+    if n := torch.cuda.device_count():  # workers here have numbers for names
+        name = str(distributed.get_worker().name)
+        torch.cuda.set_device(int(name) % n if name.isdigit() else 0)
+    if JUDGED.get("where") != where:
+        JUDGED.update(where=where, cells=load_judged(**task))
+    cells = load_cells(**task)
+    for name in ("data", "judge", "n_samples"):
+        setattr(cells, name, getattr(JUDGED["cells"], name))
+    return cells
+
+
+def prepare(task):
+    """Make the files that the tasks on a data set share, before any of them begins."""
+    with silence():
+        load_task(task)
+
+
+def tell(message):
+    """Send what is known of a task to the sweep, which may be on another machine."""
+    worker = distributed.get_worker()
+    worker.log_event("sweep", message | {"worker": worker.name})
+
+
+class Watch:
+    """What go_on asks once an iteration whether to stop; each second it tells how far `run` is."""
+
+    def __init__(self, number, cells, run):
+        self.number, self.cells, self.run, self.told = number, cells, run, 0
+
+    def is_set(self):
+        if time.monotonic() - self.told > 1:
+            self.told = time.monotonic()
+            line = f"{self.cells.run_name}/{self.cells.progress(self.run)}"
+            tell({"task": self.number, "line": line, "iteration": self.run.iteration})
+        return STOPPING.is_set()
+
+
+def run_task(number, task, ready=None):
+    """Train one combination, or go on with it, and judge it: its row, or None if it was stopped."""
+    if STOPPING.is_set():
+        return None
+    with silence():
+        cells = load_task(task)
+        (method,) = cells.methods
+        path, settings = cells.models / method, cells.settings[method]
+        run = cells.start_run(path, settings, cells.data, cells.judge.scores)
+        cells.go_on(run, Watch(number, cells, run), SAVE_SECONDS)
+        if run.iteration < settings.iterations:
+            return None
+        shape, device = cells.data.train.shape[1:], cells.device
+        generator, saved = cells.load_generator(Path(f"{path}.pt"), shape, device)
+        rng = torch.Generator(device).manual_seed(task["SEED"])
+        z = torch.randn(cells.n_samples, settings.latent_size, generator=rng, device=device)
+        pictures = cells.generate(generator, z)
+        scores = cells.judge.scores(pictures, thorough=True)
+        known = cells.some_images(cells.data, cells.n_samples).train  # settings are chosen by these
+        features = [cells.judge.describe(some)[0] for some in (known, pictures)]
+        scores["to training images"] = cells.frechet_distance(*features)
+    chosen = {"profile": cells.profile} | task["CHANGES"][method]
+    return {
+        "data set": cells.source.name,
+        "method": method,
+        "settings": ", ".join(f"{name} {value}" for name, value in chosen.items()),
+        "seed": task["SEED"],
+        "scores": scores,
+        "minutes": saved["seconds"] / 60,
+        "machine": f"{saved['processor']}, {saved['machine']['precision']}",
+    }
+
+
+def spread(values, digits=2):
+    """'mean ± standard deviation' of several numbers; one number stands alone, '' for none."""
+    if len(values) < 2:
+        return "".join(f"{value:.{digits}f}" for value in values)
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def pool(rows):
+    """A Markdown table of rows as run_task returns them, seeds pooled."""
+    keys, groups, lines = ("data set", "method", "settings"), {}, []
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    for key, some in groups.items():
+        scores = [[row["scores"][n] for row in some if n in row["scores"]] for n in names]
+        minutes = spread([row["minutes"] for row in some], 1)
+        machines = "; ".join(sorted({row["machine"] for row in some}))
+        seeds = ", ".join(str(row["seed"]) for row in some)
+        lines.append([*key, seeds, *map(spread, scores), minutes, machines])
+    return markdown_table([*keys, "seeds", *names, "minutes", "machine"], lines)
+
+
+def write_results(path, rows):
+    """Write rows and their table as JSON, never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text(json.dumps({"table": pool(rows), "rows": rows}, indent=1), "utf-8")
+    os.replace(beside, path)
+
+
+def connect(address):
+    """A Client of the scheduler at `address`, or of new workers here. Raises ValueError."""
+    if not address:
+        os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where workers find this module
+        workers = torch.cuda.device_count() or os.cpu_count()
+        options = {"host": "127.0.0.1", "dashboard_address": None, "threads_per_worker": 1}
+        return distributed.Client(distributed.LocalCluster(n_workers=workers, **options))
+    try:
+        return distributed.Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        said = f"CLUSTER is {address!r}; allowed: the address of a Dask scheduler ({error})"
+        raise ValueError(said) from None
+
+
+def set_up(token):
+    """On a worker: forget a stop. Is the file `token` seen from here?"""
+    STOPPING.clear()
+    return token.exists()
+
+
+def stop():
+    """On a worker: let its training save and end."""
+    STOPPING.set()
+
+
+def check_workers(client, folder):
+    """Raise ValueError unless there are workers, which find this module and see `folder`."""
+    token = folder / f"sweep-{os.getpid()}.token"
+    token.touch()
+    try:
+        client.wait_for_workers(1, timeout=30)
+        found = client.run(set_up, token)
+    except TimeoutError:
+        raise ValueError("CLUSTER has no workers; allowed: one or more") from None
+    except ModuleNotFoundError as error:
+        said = f"CLUSTER's workers lack {error.name}; allowed: started here, with PYTHONPATH=tools"
+        raise ValueError(said) from None
+    finally:
+        token.unlink()
+    if blind := [address for address, seen in found.items() if not seen]:
+        said = f"MODELS_DIR is {str(folder)!r}, which {', '.join(blind)} cannot see"
+        raise ValueError(f"{said}; allowed: a folder that all workers share")
+
+
+def follow(futures, iterations, told, interrupted):
+    """Show what each task does until all have ended, or `interrupted` is set."""
+    lines, start, ended = LiveLines(), time.monotonic(), [False]
+    while not (all(ended) or interrupted.wait(1)):
+        ended = [future.done() for future in futures]
+        here = {n: one for n, one in told.items() if not ended[n]}
+        left = sum(n for n, end in zip(iterations, ended, strict=True) if not end)
+        left -= sum(one["iteration"] for one in here.values())
+        made = sum(iterations[n] if ended[n] else one["iteration"] for n, one in told.items())
+        made -= sum(one["first"] for one in told.values())
+        name = f"{sum(ended)} of {len(ended)} tasks"
+        meter = tqdm.format_meter(made, made + left, time.monotonic() - start, 100, prefix=name)
+        doing = [f"worker {one['worker']}: {one['line']}" for _, one in sorted(here.items())]
+        lines.update([*doing, meter])
+    lines.end()
+
+
+def run_all(client, tasks, deferred_interrupts):
+    """(rows of the tasks that ended, what is to be said of the others, whether it was stopped)."""
+    told, ready, rows, failed = {}, {}, [], []
+
+    def hear(event):
+        first = {"first": event[1]["iteration"]}
+        told[event[1]["task"]] = first | told.get(event[1]["task"], {}) | event[1]
+
+    client.subscribe_topic("sweep", hear)
+    for task, _ in tasks:
+        ready.setdefault(task["DATASET"], client.submit(prepare, task, pure=False))
+    futures = [
+        client.submit(run_task, number, task, ready[task["DATASET"]], pure=False)
+        for number, (task, _) in enumerate(tasks)
+    ]
+    with deferred_interrupts() as interrupted:
+        follow(futures, [n for _, n in tasks], told, interrupted)
+    if interrupted.is_set():
+        print("Stopping: each training saves itself. Ctrl-C again does not wait", flush=True)
+        client.run(stop)
+    for (task, _), future in zip(tasks, futures, strict=True):
+        try:
+            rows += [future.result()]
+        except Exception as error:  # of a task, which may raise anything, or a worker that dies
+            failed.append(f"{name_of(task)}: {type(error).__name__}: {error}")
+    return [row for row in rows if row], failed, interrupted.is_set()
+
+
+def read_parameters(given):
+    """(the notebook's parameters, those of the sweep), from pairs of a name and a text. Raises."""
+    notebook = nbformat.read(NOTEBOOK, 4)
+    usual, own = defaults(notebook), {"DATASETS": "", "SEEDS": "", "CLUSTER": ""}
+    texts = {name: literal(value, usual.get(name)) for name, value in given if name not in own}
+    set_parameters(notebook, texts)  # refuses what the notebook does not have
+    parameters = usual | texts
+    for name in ("DATA_DIR", "MODELS_DIR", "IMAGES_DIR"):  # workers may stand elsewhere
+        parameters[name] = str(Path(parameters[name]).expanduser().resolve())
+    return parameters, own | {name: value for name, value in given if name in own}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", dest="given", action="append", default=[], **pair)
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    try:
+        parameters, own = read_parameters(parser.parse_args().given)
+        datasets = (own["DATASETS"] or parameters["DATASET"]).split(",")
+        seeds = [literal(seed) for seed in (own["SEEDS"] or str(parameters["SEED"])).split(",")]
+        tasks = plan(parameters, datasets, seeds)
+        client = connect(own["CLUSTER"])
+        check_workers(client, Path(parameters["MODELS_DIR"]))
+    except (KeyError, TypeError, ValueError) as error:
+        sys.exit(error.args[0])
+    print(f"{len(tasks)} tasks on {len(client.ncores())} workers", flush=True)
+    rows, failed, stopped = run_all(client, tasks, load_cells(**parameters).deferred_interrupts)
+    if rows:
+        path = Path(parameters["MODELS_DIR"], "sweep", "results.json")
+        write_results(path, rows)
+        print(f"{pool(rows)}\n\n{path}: {len(rows)} of {len(tasks)} tasks", flush=True)
+    if own["CLUSTER"]:
+        client.close()
+    else:
+        client.shutdown()
+    again = ["Stopped and saved; the same command goes on"] if stopped else []
+    sys.exit("\n".join([*failed, *again]) or 0)
+
+
+if __name__ == "__main__":
+    import sweep  # by its name, as the workers know it
+
+    sweep.main()
