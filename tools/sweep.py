@@ -17,6 +17,7 @@ table, seeds pooled; it and every row stand in MODELS_DIR/sweep/results.json.
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import threading
@@ -95,9 +96,8 @@ def prepare(task):
 
 
 def tell(message):
-    """Send what is known of a task to the sweep, which may be on another machine."""
-    worker = distributed.get_worker()
-    worker.log_event("sweep", message | {"worker": worker.name})
+    """Send what is known of a task to the sweep, with the worker's address, which Dask adds."""
+    distributed.get_worker().log_event("sweep", message)
 
 
 class Watch:
@@ -177,13 +177,22 @@ def write_results(path, rows):
     os.replace(beside, path)
 
 
+class LeaveInterrupts(distributed.WorkerPlugin):
+    """Ctrl-C in a terminal reaches local workers too, which are to save before they end."""
+
+    def setup(self, worker):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def connect(address):
     """A Client of the scheduler at `address`, or of new workers here. Raises ValueError."""
     if not address:
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where workers find this module
         workers = torch.cuda.device_count() or os.cpu_count()
-        options = {"host": "127.0.0.1", "dashboard_address": None, "threads_per_worker": 1}
-        return distributed.Client(distributed.LocalCluster(n_workers=workers, **options))
+        options = {"host": "127.0.0.1", "dashboard_address": ":0", "threads_per_worker": 1}
+        client = distributed.Client(distributed.LocalCluster(n_workers=workers, **options))
+        client.register_plugin(LeaveInterrupts())
+        return client
     try:
         return distributed.Client(address, timeout=10)
     except (OSError, ValueError) as error:
@@ -233,7 +242,7 @@ def follow(futures, iterations, told, interrupted):
         made -= sum(one["first"] for one in told.values())
         name = f"{sum(ended)} of {len(ended)} tasks"
         meter = tqdm.format_meter(made, made + left, time.monotonic() - start, 100, prefix=name)
-        doing = [f"worker {one['worker']}: {one['line']}" for _, one in sorted(here.items())]
+        doing = [f"{one['worker']} {one['line']}" for _, one in sorted(here.items())]
         lines.update([*doing, meter])
     lines.end()
 
@@ -293,7 +302,8 @@ def main():
     except (KeyError, TypeError, ValueError) as error:
         sys.exit(error.args[0])
     print(f"{len(tasks)} tasks on {len(client.ncores())} workers", flush=True)
-    rows, failed, stopped = run_all(client, tasks, load_cells(**parameters).deferred_interrupts)
+    interrupts = load_cells(**tasks[0][0]).deferred_interrupts
+    rows, failed, stopped = run_all(client, tasks, interrupts)
     if rows:
         path = Path(parameters["MODELS_DIR"], "sweep", "results.json")
         write_results(path, rows)
