@@ -24,7 +24,7 @@ export PYTHONUNBUFFERED := 1
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 15
-	@echo "run, evaluate, publish and architectures take the notebook's parameters: make run PROFILE=smoke METHODS=WGAN-GP"
+	@echo "run, evaluate, sweep, publish and architectures take the notebook's parameters: make run PROFILE=smoke METHODS=WGAN-GP"
 
 run: $(READY) ## train, evaluate, test the claims; the executed notebook goes to runs/
 	@$(FETCH)

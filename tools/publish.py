@@ -22,6 +22,7 @@ import nbformat
 import torch
 from notebook_cells import NOTEBOOK, code_digest, load_cells
 from pages import markdown_table, replace_block
+from PIL import Image
 from run_notebook import defaults, execute, literal, set_parameters
 
 ROOT = NOTEBOOK.parent
@@ -123,6 +124,12 @@ def install_files(models, figures, kept, shown, name):
     copy_new({path: place / path.name for path in found}, place, ["*.*"])
 
 
+def shrink(path):
+    """Give a large PNG a palette, which a page of many pictures is grateful for."""
+    if path.suffix == ".png" and path.stat().st_size > 4e5:
+        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+
+
 def halve(path):
     """Store the generator of a weights file in half precision, which draws the same pictures."""
     saved = torch.load(path, weights_only=True)
@@ -205,6 +212,8 @@ def install(folder, made, name=None, shown=FIGURES):
         install_files(models, runs[0], ELSEWHERE, shown.split(), name)
         for path in (ROOT / "saved_models/published" / dataset).glob("*.pt"):
             halve(path)
+        for path in (ROOT / "images" / name).iterdir():
+            shrink(path)
     export_generators(ROOT / "saved_models/published" / dataset, parameters)
     text, block = page.read_text(), "run" if committed else f"run {name}"
     written = run_page(text, "" if committed else name, results, claims)
