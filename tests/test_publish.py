@@ -124,18 +124,18 @@ def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
         Image.new("RGB", (2, 1), "blue").save(figures / f"{name}.png")
     publish.install(folder, "The committed one.")
     notebook = nbformat.read(folder / "wgan_gp.ipynb", 4)
-    set_parameters(notebook, {"DATASET": "folder:faces"})
+    set_parameters(notebook, {"DATASET": "folder:pictures"})
     nbformat.write(notebook, folder / "wgan_gp.ipynb")
     results = RESULTS | {"settings": {"WGAN-GP": {"dataset": "folder-1234-64px"}}}
     (folder / "saved_models" / RUN / "results.json").write_text(json.dumps(results))
     judges = folder / "saved_models" / "judges"
     (judges / "fashion-mnist.pt").rename(judges / "folder-1234-64px.pt")
-    marks = "<!-- run faces: begin --><!-- run faces: end -->"
+    marks = "<!-- run pictures: begin --><!-- run pictures: end -->"
     page.write_text(page.read_text() + marks)
     before = [(root / name).read_bytes() for name in ("README.md", "wgan_gp.ipynb")]
     for shown, expected in (("samples.png", {"samples.png"}), ("e*.png", {"epochs.png"})):
-        publish.install(folder, "Made of faces.", "faces", shown)
-        assert {path.name for path in (root / "images" / "faces").iterdir()} == expected
+        publish.install(folder, "Made of pictures.", "pictures", shown)
+        assert {path.name for path in (root / "images" / "pictures").iterdir()} == expected
     published = root / "saved_models" / "published"
     kept = {path.name for path in (published / "folder-1234-64px").iterdir()}
     assert kept == {"WGAN-GP.pt", "results.json"}
@@ -143,9 +143,9 @@ def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
     assert judges == {"fashion-mnist.pt", "folder-1234-64px.pt"}
     assert before == [(root / name).read_bytes() for name in ("README.md", "wgan_gp.ipynb")]
     assert (root / "images" / "samples.png").exists() and (published / "fashion-mnist").exists()
-    block = page.read_text().split("<!-- run faces: begin -->")[1]
-    assert "Made of faces." in block and "| WGAN-GP | 1.250 |" in block
-    assert "![The same noise after 1 epoch and after 10](images/faces/epochs.png)" in block
+    block = page.read_text().split("<!-- run pictures: begin -->")[1]
+    assert "Made of pictures." in block and "| WGAN-GP | 1.250 |" in block
+    assert "![The same noise after 1 epoch and after 10](images/pictures/epochs.png)" in block
 
 
 def test_an_execution_of_other_code_is_refused(execution):
