@@ -94,10 +94,10 @@ def gradients(cells, kind, start, n):
 
 def start(function, *arguments, options=()):
     """torchrun with two processes of this file's `function`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command += [__file__, function, *map(str, arguments)]
+    command += ["--nproc-per-node", "2", *options, __file__, function, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, **pipes)
 
 
@@ -245,7 +245,7 @@ def test_after_a_kill_a_restart_goes_on_from_the_checkpoint_although_started_afr
     old = place / "killed" / whole.path.parent.name / "WGAN-GP.checkpoint-b.pt"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of an earlier training, which is to be deleted")
-    code, shown, errors = end(launch("killed", "killed", "--max-restarts", "1", START="afresh"))
+    code, shown, errors = end(launch("killed", "killed", "--max-restarts", "3", START="afresh"))
     assert code == 0, errors
     assert shown.count("WGAN-GP: new\n") == 1
     assert shown.count(f"WGAN-GP: at iteration {AT - 1} of {LAST}\n") == 1  # saved at each

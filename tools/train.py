@@ -1,6 +1,6 @@
 """Train on several processes at once, which share each batch: one on each GPU, or on a CPU.
 
-    torchrun --nproc-per-node N tools/train.py [-p NAME VALUE]...
+    torchrun --standalone --nproc-per-node N tools/train.py [-p NAME VALUE]...
 
 trains METHODS, one after the other, with the notebook's cells, parameters and files: opened with
 the same parameters and TRAIN = False, the notebook evaluates them. Each process draws its share of
