@@ -20,14 +20,16 @@ class LiveLines:
 
     def end(self):
         """Print the last ones, if they have not been."""
-        lines, self.unsaid, self.said = self.unsaid, [], time.monotonic()
-        if lines and sys.stdout.isatty():
+        if not (lines := self.unsaid):
+            return
+        self.unsaid, self.said = [], time.monotonic()
+        height = len(lines)
+        if sys.stdout.isatty():
             width, up = get_terminal_size().columns - 1, f"\x1b[{self.above}F" * (self.above > 0)
             lines = [f"{line[:width]}\x1b[K" for line in lines]
             lines[0] = up + lines[0]
-        if lines:
-            print(*lines, sep="\n", flush=True)
-            self.above = len(lines)
+        print(*lines, sep="\n", flush=True)
+        self.above = height
 
     def stay(self):
         """Something was printed below: begin anew there."""
