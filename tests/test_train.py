@@ -19,7 +19,7 @@ import train
 from conftest import CPU, METHODS, ROOT, same_state, train_one
 from notebook_cells import load_cells
 
-N, LAST, AT = 16, 100, 30  # rows of a batch, iterations, the one at which something happens
+N, LAST, AT = 16, 100, 10  # rows of a batch, iterations, the one at which something happens
 CHANGES = {"WGAN-GP": {"iterations": LAST, "record_every": 10}}
 
 
@@ -68,6 +68,8 @@ def training():
 
     train.Watch.is_set, train.train = watched, kept
     train.SAVE_SECONDS = 0 if deed == "killed" else 60
+    if train.RESTARTS and train.RANK == 1:
+        time.sleep(3)  # what process 1 left behind when it was killed is not taken for an answer
     train.main()
 
 
@@ -282,12 +284,12 @@ def test_bad_input_gets_one_message_before_anything_is_made(place, launch):
         (["-p", "SEED", "one"], "seed is 'one', str; allowed: int"),
     ],
 )
-def test_a_parameter_that_is_not_allowed_is_refused(tmp_path, monkeypatch, given, said):
+def test_a_parameter_that_is_not_allowed_is_refused(tmp_path, monkeypatch, capsys, given, said):
     folders = [w for name in ("MODELS_DIR", "IMAGES_DIR") for w in ("-p", name, str(tmp_path))]
     monkeypatch.setattr(sys, "argv", ["train.py", *folders, *given])
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit, match="1"):
         train.main()
-    assert str(refused.value).startswith(said)
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ def test_more_processes_than_can_share_are_refused(monkeypatch, n, kind, size, s
 
 
 def test_one_process_alone_trains_as_the_notebook_does(chosen, finished, monkeypatch, tmp_path):
-    changes = {method: {"iterations": 20} for method in METHODS}
+    changes = {method: {"iterations": 5} for method in METHODS}
     others = {"METHODS": "DCGAN, WGAN-GP", "CHANGES": changes}
     given = [w for pair in chosen("one", **others).items() for w in ("-p", *map(str, pair))]
     monkeypatch.setattr(sys, "argv", ["train.py", *given])
@@ -322,7 +324,7 @@ def test_one_process_alone_trains_as_the_notebook_does(chosen, finished, monkeyp
     for method in cells.methods:
         settings = cells.settings[method]
         run = cells.start_run(cells.models / method, settings, data)
-        assert run.iteration == 20
+        assert run.iteration == 5
         same_state(cells, run, train_one(cells, settings, data, tmp_path, judge=judge))
 
 

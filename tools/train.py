@@ -33,12 +33,34 @@ RANK, WORLD, LOCAL_RANK, RESTARTS = (int(os.environ.get(name, SET[name])) for na
 SAVE_SECONDS = 60
 
 
+def join(timeout):
+    """Make the process group of torchrun's processes, each of which waits so long for the others.
+
+    Flags go by gloo on the CPU also beside NCCL, so that asking does not wait for a GPU.
+    """
+    # PyTorch 2.14 keeps what processes wrote here before a restart: old addresses, which hang it.
+    store, _, _ = next(together.rendezvous("env://", timeout=timeout))
+    store = together.PrefixStore(f"after {RESTARTS} restarts", store)
+    kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    places = {"store": store, "rank": RANK, "world_size": WORLD}
+    together.init_process_group(kinds, timeout=timeout, **places)
+
+
 def anywhere(flag):
     """Whether `flag` is true in any process; each waits until all have asked."""
     flag = torch.tensor(int(flag))
     if WORLD > 1:
         together.all_reduce(flag, together.ReduceOp.MAX)
     return bool(flag)
+
+
+def leave(said=None, all_leave=False):
+    """Exit with status 1, having said why if it is this process that says it."""
+    if said:
+        print(said, file=sys.stderr, flush=True)
+    if all_leave:
+        anywhere(False)  # torchrun ends all as soon as one has ended, even while it speaks or saves
+    sys.exit(1)
 
 
 def in_turn(work):
@@ -51,7 +73,7 @@ def in_turn(work):
             except (OSError, RuntimeError, TypeError, ValueError) as error:
                 failure = str(error)
         if anywhere(failure is not None):
-            sys.exit(failure or 1)
+            leave(failure, all_leave=True)
     return result
 
 
@@ -133,7 +155,8 @@ def train(cells, run, interrupted):
     watch.show()
     if run.iteration < run.settings.iterations:
         at = f"iteration {run.iteration:,} ({run.path})"
-        sys.exit(1 if RANK else f"Stopped: saved at {at}; run again with START resume to go on")
+        said = f"Stopped: saved at {at}; run again with START resume to go on"
+        leave(None if RANK else said, all_leave=True)
 
 
 def work(given):
@@ -144,13 +167,13 @@ def work(given):
             for run in runs:
                 train(cells, run, interrupted)
     except KeyboardInterrupt:
-        sys.exit(1 if RANK else "Stopped before the first iteration")
+        leave(None if RANK else "Stopped before the first iteration")
     except (FloatingPointError, OSError) as error:
-        sys.exit(str(error))
+        leave(error)
     except RuntimeError as error:
         if "gloo" not in str(error) and not isinstance(error, together.DistError):
             raise
-        sys.exit(1 if RANK else "Stopped: another process has ended. Run again to go on")
+        leave(None if RANK else "Stopped: another process has ended. Run again to go on")
 
 
 def main():
@@ -162,9 +185,8 @@ def main():
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if RANK else sys.stdout):
         with redirect_stderr(nowhere if RANK else sys.stderr):
             given = parser.parse_args().given
-        if WORLD > 1:  # flags go by gloo, so that asking does not wait for a GPU
-            kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            together.init_process_group(kinds, timeout=timedelta(hours=2))  # while 0 fetches data
+        if WORLD > 1:
+            join(timedelta(hours=2))  # process 0 may have to fetch data and train a judge
         try:
             work(given)
         finally:
