@@ -247,7 +247,7 @@ def test_after_a_kill_a_restart_goes_on_from_the_checkpoint_although_started_afr
     old = place / "killed" / whole.path.parent.name / "WGAN-GP.checkpoint-b.pt"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of an earlier training, which is to be deleted")
-    code, shown, errors = end(launch("killed", "killed", "--max-restarts", "3", START="afresh"))
+    code, shown, errors = end(launch("killed", "killed", "--max-restarts", "1", START="afresh"))
     assert code == 0, errors
     assert shown.count("WGAN-GP: new\n") == 1
     assert shown.count(f"WGAN-GP: at iteration {AT - 1} of {LAST}\n") == 1  # saved at each
