@@ -40,7 +40,6 @@ architectures: $(READY) ## Figure 2 and Table 2 (claims C5, C4): other architect
 
 sweep: $(READY) ## many trainings by Dask: DATASETS=mnist,gtsrb SEEDS=0,1,2 CLUSTER=tcp://HOST:8786
 	@$(FETCH)
-	@$(VENV)/bin/python -m pip install --quiet -r requirements-sweep.txt
 	$(VENV)/bin/python tools/sweep.py $(GIVEN)
 
 test: $(READY) ## lint and tests
@@ -74,7 +73,7 @@ bench: $(READY) ## training beside the usual loop, step by step
 clean: ## remove the virtual environment, executed notebooks and caches
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements.txt requirements-dev.txt requirements-sweep.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the packages into $(VENV) (some minutes, once)"
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import publish
 import pytest
 import torch
@@ -146,6 +147,23 @@ def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
     block = page.read_text().split("<!-- run pictures: begin -->")[1]
     assert "Made of pictures." in block and "| WGAN-GP | 1.250 |" in block
     assert "![The same noise after 1 epoch and after 10](images/pictures/epochs.png)" in block
+
+
+def test_a_large_picture_gets_a_palette_and_looks_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((700, 700), Image.Resampling.BICUBIC))
+    picture = Image.fromarray(np.clip(smooth + rng.normal(0, 3, smooth.shape), 0, 255).astype("u1"))
+    for name in ("large.png", "small.png"):
+        (picture if name == "large.png" else picture.resize((70, 70))).save(tmp_path / name)
+    sizes = [(tmp_path / name).stat().st_size for name in ("large.png", "small.png")]
+    assert sizes[1] < 4e5 < sizes[0]
+    for name in ("large.png", "small.png"):
+        publish.shrink(tmp_path / name)
+    assert (tmp_path / "small.png").stat().st_size == sizes[1]
+    assert (tmp_path / "large.png").stat().st_size < 0.7 * sizes[0]
+    shown = np.asarray(Image.open(tmp_path / "large.png").convert("RGB")).astype(float)
+    assert np.abs(shown - np.asarray(picture)).mean() < 8
 
 
 def test_an_execution_of_other_code_is_refused(execution):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import distributed
+import live_lines
 import numpy as np
 import pytest
 import sweep
@@ -50,10 +51,15 @@ def rows_of(folder):
 
 
 def test_a_list_of_values_means_each_of_them(given, tmp_path):
-    parameters, own = sweep.read_parameters(given.items())
+    parameters, own = sweep.choose(given.items())
     tasks = sweep.plan(parameters, ["mnist", "fashion-mnist"], [0, 1])
     found = [(t["DATASET"], t["CHANGES"]["WGAN-GP"]["penalty_weight"], t["SEED"]) for t, _ in tasks]
     assert found == [(d, c, s) for d in ("mnist", "fashion-mnist") for c in (1, 10) for s in (0, 1)]
+    assert (
+        sweep.plan(parameters | {"PROFILE": "auto"}, ["mnist"], [0, 0, 0])[0][0]["PROFILE"]
+        == "quick"
+    )
+    assert len(sweep.plan(parameters, ["mnist", "mnist"], [0, 1, 0])) == 4  # each once
     assert {n for _, n in tasks} == {ITERATIONS} and own["SEEDS"] == "0,1"
     assert parameters["MODELS_DIR"] == str(tmp_path / "saved_models")
 
@@ -84,6 +90,7 @@ def test_a_sweep_is_what_its_tasks_are_one_by_one_although_a_worker_is_killed(
         killed.append((one["task"], one["iteration"]))
         os.kill(pids[one["worker"]], signal.SIGKILL)
 
+    monkeypatch.setattr(live_lines, "SECONDS", 0)
     pids = client.run(os.getpid)
     killing = threading.Thread(target=kill)
     killing.start()
@@ -96,7 +103,7 @@ def test_a_sweep_is_what_its_tasks_are_one_by_one_although_a_worker_is_killed(
     assert "4 of 4 tasks: 100%" in said and f"{before['line'].split(':')[0]}: " in said
     rows = rows_of(models)
     monkeypatch.setattr(sweep, "tell", lambda message: None)
-    parameters, _ = sweep.read_parameters((given | {"MODELS_DIR": "alone"}).items())
+    parameters, _ = sweep.choose((given | {"MODELS_DIR": "alone"}).items())
     tasks, threads = sweep.plan(parameters, ["mnist"], [0, 1]), torch.get_num_threads()
     torch.set_num_threads(1)
     alone = [sweep.run_task(number, task) for number, (task, _) in enumerate(tasks)]

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from notebook_cells import NOTEBOOK, load_cells, load_judged
 from pages import markdown_table
-from run_notebook import defaults, literal
+from run_notebook import add_parameters, read_parameters
 from torch import nn
 
 
@@ -221,14 +221,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure-2", action="store_true", help="six architectures (C5)")
     parser.add_argument("--table-2", action="store_true", help="forty random ones (C4)")
-    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
-    parser.add_argument("-p", dest="given", action="append", default=[], **pair)
+    add_parameters(parser)
     chosen = parser.parse_args()
     os.environ.setdefault("MPLBACKEND", "Agg")
-    usual = defaults(nbformat.read(NOTEBOOK, 4))
     try:
-        cells = load(**{name: literal(value, usual.get(name)) for name, value in chosen.given})
-    except (KeyError, TypeError, ValueError) as error:
+        cells = load(**read_parameters(nbformat.read(NOTEBOOK, 4), chosen.given))
+    except (TypeError, ValueError) as error:
         sys.exit(error.args[0])
     print(f"{cells.models}: {cells.precision} on {cells.processor(cells.device)}", flush=True)
     try:

@@ -5,6 +5,8 @@ import sys
 import time
 from shutil import get_terminal_size
 
+SECONDS = 60  # between two times that lines are printed where they cannot be redrawn
+
 
 class LiveLines:
     """Prints lines over those that it printed last, or where that cannot be, once a minute."""
@@ -15,7 +17,7 @@ class LiveLines:
     def update(self, lines):
         """The lines are these now."""
         self.unsaid = lines
-        if sys.stdout.isatty() or time.monotonic() - self.said > 60:
+        if sys.stdout.isatty() or time.monotonic() - self.said > SECONDS:
             self.end()
 
     def end(self):

@@ -23,7 +23,7 @@ import torch
 from notebook_cells import NOTEBOOK, code_digest, load_cells
 from pages import markdown_table, replace_block
 from PIL import Image
-from run_notebook import defaults, execute, literal, set_parameters
+from run_notebook import add_parameters, defaults, execute, read_parameters, set_parameters
 
 ROOT = NOTEBOOK.parent
 SHOWN, COMMITTED = "fashion-mnist", "quick"  # data set and profile of the committed run
@@ -222,7 +222,7 @@ def install(folder, made, name=None, shown=FIGURES):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-p", dest="given", nargs=2, action="append", default=[])
+    add_parameters(parser)
     parser.add_argument("--trained", type=Path)
     parser.add_argument("--from", dest="folder", type=Path)
     parser.add_argument("--command", help="what trained, if not this")
@@ -236,8 +236,7 @@ def main():
     command = chosen.command or " ".join(["make publish", *map("=".join, chosen.given)])
     print(f"{'Installing' if chosen.folder else 'Executing in'} {folder}", flush=True)
     if not chosen.folder:
-        usual = defaults(nbformat.read(NOTEBOOK, 4))
-        given = {name: literal(value, usual.get(name)) for name, value in chosen.given}
+        given = read_parameters(nbformat.read(NOTEBOOK, 4), chosen.given)
         make(folder, given, chosen.trained)
     install(folder, f"`{command}`, commit {commit}.", chosen.name, chosen.figures)
 

@@ -143,18 +143,29 @@ def literal(text, default=None):
         return text
 
 
+def add_parameters(parser):
+    """Let an ArgumentParser take -p NAME VALUE any number of times, as pairs in `given`."""
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", dest="given", action="append", default=[], **pair)
+
+
+def read_parameters(notebook, given):
+    """Set pairs of a name and a text in `notebook`; {name: value}. Raises as set_parameters."""
+    usual = defaults(notebook)
+    parameters = {name: literal(value, usual.get(name)) for name, value in given}
+    set_parameters(notebook, parameters)
+    return parameters
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
-    parser.add_argument("-p", dest="parameters", action="append", default=[], **pair)
+    add_parameters(parser)
     output = Path(f"runs/wgan_gp-{datetime.now():%Y%m%d-%H%M%S}.ipynb")
     parser.add_argument("--output", type=Path, default=output)
     chosen = parser.parse_args()
     notebook = nbformat.read(NOTEBOOK, 4)
-    usual = defaults(notebook)
-    parameters = {name: literal(value, usual.get(name)) for name, value in chosen.parameters}
     try:
-        set_parameters(notebook, parameters)
+        parameters = read_parameters(notebook, chosen.given)
     except ValueError as error:
         sys.exit(str(error))
     given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items())

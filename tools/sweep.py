@@ -32,7 +32,7 @@ import torch
 from live_lines import LiveLines
 from notebook_cells import NOTEBOOK, load_cells, load_judged
 from pages import markdown_table
-from run_notebook import defaults, literal, set_parameters
+from run_notebook import add_parameters, defaults, literal, read_parameters
 from tqdm import tqdm
 
 SAVE_SECONDS = 60
@@ -50,15 +50,17 @@ def plan(parameters, datasets, seeds):
     """[(the notebook's parameters, iterations) of a task]. Raises as the notebook's cells do."""
     if (parameters["TRAIN"], parameters["START"]) != (True, "resume"):
         raise ValueError("TRAIN or START was given; allowed in a sweep: True, 'resume'")
-    tasks = []
+    tasks = {}  # each once, or two workers would write the same files
     for dataset in datasets:
-        for method in load_cells(**parameters | {"DATASET": dataset, "CHANGES": {}}).methods:
+        cells = load_cells(**parameters | {"DATASET": dataset, "CHANGES": {}})
+        common = parameters | {"DATASET": dataset, "PROFILE": cells.profile}  # here, not by worker
+        for method in cells.methods:
             several = combinations(parameters["CHANGES"].get(method, {}))
             for changes, seed in product(several, seeds):
-                own = {"DATASET": dataset, "METHODS": method, "SEED": seed}
-                task = parameters | own | {"CHANGES": {method: changes}}
-                tasks.append((task, load_cells(**task).settings[method].iterations))
-    return tasks
+                task = common | {"METHODS": method, "SEED": seed, "CHANGES": {method: changes}}
+                cells = load_cells(**task)
+                tasks[cells.models / method] = task, cells.settings[method].iterations
+    return list(tasks.values())
 
 
 def name_of(task):
@@ -275,13 +277,11 @@ def run_all(client, tasks, deferred_interrupts):
     return [row for row in rows if row], failed, interrupted.is_set()
 
 
-def read_parameters(given):
+def choose(given):
     """(the notebook's parameters, those of the sweep), from pairs of a name and a text. Raises."""
-    notebook = nbformat.read(NOTEBOOK, 4)
-    usual, own = defaults(notebook), {"DATASETS": "", "SEEDS": "", "CLUSTER": ""}
-    texts = {name: literal(value, usual.get(name)) for name, value in given if name not in own}
-    set_parameters(notebook, texts)  # refuses what the notebook does not have
-    parameters = usual | texts
+    notebook, own = nbformat.read(NOTEBOOK, 4), {"DATASETS": "", "SEEDS": "", "CLUSTER": ""}
+    of_notebook = [pair for pair in given if pair[0] not in own]
+    parameters = defaults(notebook) | read_parameters(notebook, of_notebook)
     for name in ("DATA_DIR", "MODELS_DIR", "IMAGES_DIR"):  # workers may stand elsewhere
         parameters[name] = str(Path(parameters[name]).expanduser().resolve())
     return parameters, own | {name: value for name, value in given if name in own}
@@ -289,11 +289,10 @@ def read_parameters(given):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
-    parser.add_argument("-p", dest="given", action="append", default=[], **pair)
+    add_parameters(parser)
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
-        parameters, own = read_parameters(parser.parse_args().given)
+        parameters, own = choose(parser.parse_args().given)
         datasets = (own["DATASETS"] or parameters["DATASET"]).split(",")
         seeds = [literal(seed) for seed in (own["SEEDS"] or str(parameters["SEED"])).split(",")]
         tasks = plan(parameters, datasets, seeds)

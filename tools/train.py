@@ -25,8 +25,9 @@ from pathlib import Path
 import nbformat
 import torch
 import torch.distributed as together
+from live_lines import LiveLines
 from notebook_cells import NOTEBOOK, load_cells
-from run_notebook import defaults, literal, set_parameters
+from run_notebook import add_parameters, read_parameters
 
 SET = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "TORCHELASTIC_RESTART_COUNT": 0}  # by torchrun
 RANK, WORLD, LOCAL_RANK, RESTARTS = (int(os.environ.get(name, SET[name])) for name in SET)
@@ -97,11 +98,7 @@ def begin(given):
 
     Raises as check and the cells do.
     """
-    notebook = nbformat.read(NOTEBOOK, 4)
-    usual = defaults(notebook)
-    parameters = {name: literal(value, usual.get(name)) for name, value in given}
-    set_parameters(notebook, parameters)  # refuses unknown ones, and says which there are
-    cells = load_cells(**parameters)
+    cells = load_cells(**read_parameters(nbformat.read(NOTEBOOK, 4), given))
     check(cells, WORLD)
     if cells.device.type == "cuda":
         torch.cuda.set_device(LOCAL_RANK)
@@ -119,20 +116,20 @@ def begin(given):
 class Watch:
     """What go_on asks once an iteration: is_set() is true at the same one in all processes.
 
-    On the way it shows how far `run` is, in a terminal every second, else every minute.
+    On the way it shows each second how far `run` is.
     """
 
     def __init__(self, cells, run, interrupted):
         self.cells, self.run, self.interrupted = cells, run, interrupted
-        self.live, self.shown = sys.stdout.isatty(), time.monotonic()
+        self.lines, self.shown = LiveLines(), time.monotonic()
 
     def is_set(self):
-        if time.monotonic() - self.shown > (1 if self.live else 60):
-            self.show("" if self.live else "\n")
+        if time.monotonic() - self.shown > 1:
+            self.show()
         return anywhere(self.interrupted.is_set())
 
-    def show(self, end="\n"):
-        print("\r" * self.live + self.cells.progress(self.run), end=end, flush=True)
+    def show(self):
+        self.lines.update([self.cells.progress(self.run)])
         self.shown = time.monotonic()
 
 
@@ -153,6 +150,7 @@ def train(cells, run, interrupted):
     else:
         follow(cells, run, watch)
     watch.show()
+    watch.lines.end()
     if run.iteration < run.settings.iterations:
         at = f"iteration {run.iteration:,} ({run.path})"
         said = f"Stopped: saved at {at}; run again with START resume to go on"
@@ -179,8 +177,7 @@ def work(given):
 def main():
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
-    parser.add_argument("-p", dest="given", action="append", default=[], **pair)
+    add_parameters(parser)
     os.environ.setdefault("MPLBACKEND", "Agg")
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if RANK else sys.stdout):
         with redirect_stderr(nowhere if RANK else sys.stderr):
