@@ -3,7 +3,8 @@ VENV   := .venv
 READY  := $(VENV)/ready
 
 # Only what is given on make's own command line goes to the notebook: an environment variable DEVICE does not. It goes
-# as typed: `value` does not expand it, and neither does what make would export. The last three are of `make sweep`.
+# as typed: `value` does not expand it, and neither does what make would export. The last three are of `make sweep`, the
+# last two of `make architectures` too.
 PARAMETERS := DATASET IMAGE_SIZE METHODS PROFILE SEED TRAIN START DEVICE PRECISION EVALUATION_SEED TEST_CLAIMS SAVE_SAMPLES CHANGES DATA_DIR MODELS_DIR IMAGES_DIR
 PARAMETERS += DATASETS SEEDS CLUSTER
 unexport $(PARAMETERS)
@@ -34,7 +35,7 @@ evaluate: $(READY) ## fresh samples, scores and claims from saved weights, yours
 	@$(FETCH)
 	$(VENV)/bin/python tools/run_notebook.py $(GIVEN) -p TRAIN False
 
-architectures: $(READY) ## Figure 2 and Table 2 (claims C5, C4): other architectures, in hours
+architectures: $(READY) ## Figure 2 and Table 2 (claims C5, C4) by Dask, in hours: SEEDS, CLUSTER as in a sweep
 	@$(FETCH)
 	$(VENV)/bin/python tools/architectures.py $(GIVEN)
 

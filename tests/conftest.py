@@ -83,6 +83,17 @@ def run_cell(cells, monkeypatch):
 
 
 @pytest.fixture
+def cluster(monkeypatch):
+    """Two workers, each a process with one thread, which find the tools."""
+    from distributed import LocalCluster  # takes a second
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tools"))
+    options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": ":0"}
+    with LocalCluster(n_workers=2, **options) as cluster:
+        yield cluster
+
+
+@pytest.fixture
 def run(cells):
     """make(method, **changes) -> a new smoke-size Run."""
 

@@ -10,6 +10,7 @@ import pytest
 import tiny_data_sets
 import torch
 from conftest import METHODS
+from distributed import Client, Future
 from scipy.stats import binomtest
 from torch import nn
 
@@ -136,38 +137,66 @@ def test_c4_falls_with_its_evidence(cells, dcgan, wgan_gp, holds, p):
     assert list(checks.values()) == holds
 
 
-def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(tmp_path, monkeypatch, capsys):
-    """At smoke size on a tiny MNIST; data without classes are refused."""
+REFUSED = [  # options, parameters, what is said
+    ([], {"DATASET": "celeba"}, "images have classes"),
+    ([], {"SEEDS": "0,x"}, "seed is 'x'"),
+    ([], {"DATASETS": "mnist"}, "no such parameter: DATASETS"),
+    (["--random", "0"], {}, "--random is 0; allowed: 1 or more"),
+]
+
+
+def kept(path):
+    return torch.load(path, weights_only=True)["results"]
+
+
+def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
+    tmp_path, cluster, monkeypatch, capsys
+):
+    """At smoke size on a tiny MNIST, by two workers; bad input is refused."""
     tiny_data_sets.mnist(tmp_path / "data", np.random.default_rng(0))
     given = {f"{name.upper()}_DIR": tmp_path / name for name in ("data", "models", "images")}
-    given |= {"PROFILE": "smoke", "DEVICE": "cpu"}
-    trained, stops, measure = [], [7], architectures.measure
+    given |= {"PROFILE": "smoke", "DEVICE": "cpu", "DATASET": "mnist"}
+    given["CLUSTER"] = cluster.scheduler_address
+    submit, result, sent, stops = Client.submit, Future.result, [], [7]
 
-    def once(cells, *case, **size):
-        if len(trained) in stops:
-            stops.clear()
+    def watched(client, function, *given, **options):
+        sent.extend([given[2:]] * (function is architectures.measure))
+        return submit(client, function, *given, **options)
+
+    def interrupted(future):
+        stops[0] -= 1
+        if stops[0] == -1:
             raise KeyboardInterrupt
-        trained.append(case)
-        return measure(cells, *case, **size)
+        return result(future)
 
-    def run(*options, dataset="mnist"):
-        pairs = [("-p", *map(str, pair)) for pair in (given | {"DATASET": dataset}).items()]
-        words = ["architectures.py", *options, *itertools.chain(*pairs)]
+    def run(*options, **changes):
+        pairs = [("-p", *map(str, pair)) for pair in (given | changes).items()]
+        words = ["architectures.py", "--random", "2", *options, *itertools.chain(*pairs)]
         monkeypatch.setattr(sys, "argv", words)
         architectures.main()
         return capsys.readouterr().out
 
-    monkeypatch.setattr(architectures, "measure", once)
-    for dataset, refusal in (("celeba", "images have classes"), ("mnist", "run again")):
+    monkeypatch.setattr(Client, "submit", watched)
+    monkeypatch.setattr(Future, "result", interrupted)
+    for options, wrong, refusal in REFUSED:
         with pytest.raises(SystemExit, match=refusal):
-            run(dataset=dataset)
-    assert len(trained) == 7
+            run(*options, **wrong)
+    assert not sent
+    with pytest.raises(SystemExit, match="run again"):
+        run()
+    folder, n = tmp_path / "models" / "mnist-smoke-seed0", 6 * 3
+    assert len(sent) == n and len(kept(folder / "architectures.pt")) == 7
     said = run()
-    assert len(trained) == len(set(trained)) == 6 * 3 + 2 * 2
+    assert len(sent) == n + (n - 7) + 2 * 2 and len(set(sent)) == n + 2 * 2
+    whole = kept(folder / "architectures.pt")
+    assert [tuple(row["case"]) for row in whole] == sent[:n]
     assert "\nC5: not reproduced (0 of 3). Inception score above 5, of 6 trainings: DCGAN 0" in said
     assert "| gated | " in said and "\n| 7 | 0 | 0 | 0 | 2 | 1 |\n" in said
     assert said.count("  fails: WGAN-GP: more often than DCGAN above ") == 3
     names = {p.name for p in (tmp_path / "images" / "mnist-smoke-seed0").iterdir()}
     assert names == {"architectures.png", "random_architectures.png"}
+    sent.clear()
     said = run("--table-2")
-    assert len(trained) == 22 and "C4: not reproduced" in said and "C5" not in said
+    assert not sent and "C4: not reproduced" in said and "C5" not in said
+    said = run("--table-2", SEEDS="0,1")
+    assert len(sent) == 2 * 2 * 2 and "Inception score of 4 random networks" in said

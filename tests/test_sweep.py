@@ -29,7 +29,6 @@ def given(tmp_path, monkeypatch):
     """Parameters, as texts, of four smoke trainings on a tiny MNIST."""
     tiny_data_sets.mnist(tmp_path / "data", np.random.default_rng(0))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tools"))
     chosen = {"DATASET": "mnist", "METHODS": "WGAN-GP", "SEEDS": "0,1", "PROFILE": "smoke"}
     return chosen | {"CHANGES": repr(CHANGES), "DEVICE": "cpu", "PRECISION": "float32"}
 
@@ -51,7 +50,7 @@ def rows_of(folder):
 
 
 def test_a_list_of_values_means_each_of_them(given, tmp_path):
-    parameters, own = sweep.choose(given.items())
+    parameters, own = sweep.choose(given.items(), SEEDS="")
     tasks = sweep.plan(parameters, ["mnist", "fashion-mnist"], [0, 1])
     found = [(t["DATASET"], t["CHANGES"]["WGAN-GP"]["penalty_weight"], t["SEED"]) for t, _ in tasks]
     assert found == [(d, c, s) for d in ("mnist", "fashion-mnist") for c in (1, 10) for s in (0, 1)]
@@ -65,21 +64,18 @@ def test_a_list_of_values_means_each_of_them(given, tmp_path):
 
 
 @pytest.fixture
-def cluster(given):
-    """Two workers of a cluster that is there before the sweep, saving each half second."""
-    options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": ":0"}
-    cluster = distributed.LocalCluster(n_workers=2, **options)
-    with cluster, distributed.Client(cluster) as client:
+def client(given, cluster):
+    """A client of workers which save each half second."""
+    with distributed.Client(cluster) as client:
         client.run(setattr, sweep, "SAVE_SECONDS", 0.5)
-        yield cluster, client
+        yield client
 
 
 def test_a_sweep_is_what_its_tasks_are_one_by_one_although_a_worker_is_killed(
-    given, cluster, tmp_path, monkeypatch, capsys
+    given, client, tmp_path, monkeypatch, capsys
 ):
     """The killed worker's task goes on elsewhere, from its checkpoint, to the same weights."""
-    (address, client), killed = cluster, []
-    models = tmp_path / "saved_models"
+    killed, models = [], tmp_path / "saved_models"
 
     def kill():
         """SIGKILL to the worker of the first training that has saved."""
@@ -91,10 +87,10 @@ def test_a_sweep_is_what_its_tasks_are_one_by_one_although_a_worker_is_killed(
         os.kill(pids[one["worker"]], signal.SIGKILL)
 
     monkeypatch.setattr(live_lines, "SECONDS", 0)
-    pids = client.run(os.getpid)
+    pids, address = client.run(os.getpid), client.scheduler.address
     killing = threading.Thread(target=kill)
     killing.start()
-    assert run(monkeypatch, given | {"CLUSTER": address.scheduler_address}) == 0
+    assert run(monkeypatch, given | {"CLUSTER": address}) == 0
     killing.join()
     (task, at), said = killed[0], capsys.readouterr().out
     told = [event for _, event in client.get_events("sweep") if event["task"] == task]
@@ -103,7 +99,7 @@ def test_a_sweep_is_what_its_tasks_are_one_by_one_although_a_worker_is_killed(
     assert "4 of 4 tasks: 100%" in said and f"{before['line'].split(':')[0]}: " in said
     rows = rows_of(models)
     monkeypatch.setattr(sweep, "tell", lambda message: None)
-    parameters, _ = sweep.choose((given | {"MODELS_DIR": "alone"}).items())
+    parameters, _ = sweep.choose((given | {"MODELS_DIR": "alone"}).items(), SEEDS="")
     tasks, threads = sweep.plan(parameters, ["mnist"], [0, 1]), torch.get_num_threads()
     torch.set_num_threads(1)
     alone = [sweep.run_task(number, task) for number, (task, _) in enumerate(tasks)]
@@ -121,7 +117,7 @@ def test_a_sweep_is_what_its_tasks_are_one_by_one_although_a_worker_is_killed(
         both = [torch.load(some)["average"] for some in (path, other)]
         compare(*map(dict, both), path)
     dates = [path.stat().st_mtime_ns for path in paths]
-    assert run(monkeypatch, given | {"CLUSTER": address.scheduler_address}) == 0
+    assert run(monkeypatch, given | {"CLUSTER": address}) == 0
     assert dates == [path.stat().st_mtime_ns for path in paths]  # finished before
     assert [row["scores"] for row in rows_of(models)] == [row["scores"] for row in rows]
 

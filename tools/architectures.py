@@ -1,11 +1,12 @@
 """Figure 2 and Table 2 of the paper (claims C5, C4): other architectures, the same settings.
 
-python tools/architectures.py [--figure-2] [--table-2] [-p NAME VALUE]...
+python tools/architectures.py [--figure-2] [--table-2] [--random N] [-p SEEDS 0,1,2]
+                              [-p CLUSTER tcp://HOST:8786] [-p NAME VALUE]...
 
 Without --figure-2 and --table-2 it makes both, in hours, by the notebook's cells and with its
-parameters; PROFILE is quick unless given. What has been trained is kept in architectures.pt and
-random_architectures.pt of the run's folder, so that it goes on after an interruption. Figures of
-these names go to the run's image folder.
+parameters, on the workers that sweep.py would have; PROFILE is quick unless given. What has been
+trained is kept in architectures.pt and random_architectures.pt of the run's folder, so that it goes
+on after an interruption. Figures of these names go to the run's image folder.
 """
 
 import argparse
@@ -15,13 +16,13 @@ import sys
 from functools import partial
 from itertools import pairwise, product
 
-import nbformat
 import numpy as np
+import sweep
 import torch
 import torch.nn.functional as F
-from notebook_cells import NOTEBOOK, load_cells, load_judged
+from notebook_cells import load_cells
 from pages import markdown_table
-from run_notebook import add_parameters, read_parameters
+from run_notebook import add_parameters
 from torch import nn
 
 
@@ -113,8 +114,10 @@ def varied_networks(cells, chosen, shape, name):
     return [net.to(cells.device, memory_format=torch.channels_last) for net in networks]
 
 
-def measure(cells, name, method, seed, iterations, precision):
-    """Scores and samples of a varied architecture trained by `method`."""
+def measure(task, ready, name, method, seed, iterations, precision):
+    """On a worker: scores and samples of a varied architecture trained by `method`."""
+    with sweep.silence():
+        cells = sweep.load_task(task)
     chosen = cells.replace(cells.settings[method], seed=seed, iterations=iterations)
     networks = varied_networks(cells, chosen, tuple(cells.data.train.shape[1:]), name)
     run = cells.new_run(chosen, networks, cells.device, precision)
@@ -128,17 +131,27 @@ def measure(cells, name, method, seed, iterations, precision):
     return row | cells.judge.scores(pictures)
 
 
-def train_all(cells, name, cases, iterations):
-    """What was measured of these (architecture, method, seed), kept as NAME.pt."""
-    iterations = 5 if cells.profile == "smoke" else iterations
-    size = {"iterations": iterations, "precision": cells.precision}
-    return cells.experiment(name, partial(measure, cells), cases, cells.settings, **size)
+def train_all(cells, client, task, name, cases, iterations):
+    """What was measured of these (architecture, method, seed) by workers, kept as NAME.pt."""
+    size = {"iterations": 5 if cells.profile == "smoke" else iterations}
+    size["precision"] = cells.precision
+    cases, futures = list(cases), {}
+
+    def measured(*case, **size):
+        if not futures:  # what is asked for first is the first that the file lacks
+            ready = client.submit(sweep.prepare, task, pure=False)
+            for one in cases[cases.index(case) :]:
+                futures[one] = client.submit(measure, task, ready, *one, **size, pure=False)
+        return futures.pop(case).result()
+
+    return cells.experiment(name, measured, cases, cells.settings, **size)
 
 
-def figure_2(cells):
+def figure_2(cells, client, task, seeds):
     """Results of Figure 2 (section 5.2): every architecture by every method, two seeds."""
-    cases = product(ARCHITECTURES, cells.PAPER, range(1 if cells.profile == "smoke" else 2))
-    return train_all(cells, "architectures", cases, 3_000)
+    seeds = seeds or range(1 if cells.profile == "smoke" else 2)
+    cases = product(ARCHITECTURES, cells.PAPER, seeds)
+    return train_all(cells, client, task, "architectures", cases, 3_000)
 
 
 def show_figure_2(cells, results):
@@ -170,10 +183,10 @@ def sign_test(a, b):
     return min(1, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
 
 
-def table_2(cells):
-    """Results of Table 2 (section 5.1): random architectures, by two methods."""
-    cases = product(range(2 if cells.profile == "smoke" else 40), ("DCGAN", "WGAN-GP"), [0])
-    return train_all(cells, "random_architectures", cases, 1_000)
+def table_2(cells, client, task, seeds, n):
+    """Results of Table 2 (section 5.1): n random architectures, by two methods."""
+    cases = product(range(n), ("DCGAN", "WGAN-GP"), seeds or [0])
+    return train_all(cells, client, task, "random_architectures", cases, 1_000)
 
 
 def show_table_2(cells, results):
@@ -195,15 +208,7 @@ def show_table_2(cells, results):
         counts.append(f"above {at}: DCGAN {a.sum()}, WGAN-GP {b.sum()} (p = {p:.2g})")
     header = ["above", "only DCGAN", "only WGAN-GP", "both", "neither", "p (sign test)"]
     print(markdown_table(header, rows))
-    return f"Inception score of {len(a)} random architectures {'; '.join(counts)}", checks
-
-
-def load(**parameters):
-    """The notebook's cells with these parameters, its data and judge. Raises as they do."""
-    parameters = {"PROFILE": "quick"} | parameters
-    if (source := load_cells(**parameters).source).target != "classes":
-        raise ValueError(f"DATASET is {source.name!r}; allowed: one whose images have classes")
-    return load_judged(**parameters)
+    return f"Inception score of {len(a)} random networks {'; '.join(counts)}", checks
 
 
 def report(cells, claim, show, results):
@@ -220,23 +225,38 @@ def report(cells, claim, show, results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure-2", action="store_true", help="six architectures (C5)")
-    parser.add_argument("--table-2", action="store_true", help="forty random ones (C4)")
+    parser.add_argument("--table-2", action="store_true", help="random ones (C4)")
+    parser.add_argument("--random", type=int, default=40, help="how many of these")
     add_parameters(parser)
     chosen = parser.parse_args()
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
-        cells = load(**read_parameters(nbformat.read(NOTEBOOK, 4), chosen.given))
+        given = [("PROFILE", "quick"), *chosen.given]
+        task, own = sweep.choose(given, SEEDS="", CLUSTER="")
+        cells, seeds = load_cells(**task), sweep.listed(own["SEEDS"])
+        for seed in seeds:
+            cells.replace(cells.PAPER["DCGAN"], seed=seed)  # refuses what is none
+        if (source := cells.source).target != "classes":
+            raise ValueError(f"DATASET is {source.name!r}; allowed: one whose images have classes")
+        if chosen.random < 1:
+            raise ValueError(f"--random is {chosen.random}; allowed: 1 or more")
+        client = sweep.connect(own["CLUSTER"], cells.models)
     except (TypeError, ValueError) as error:
         sys.exit(error.args[0])
     print(f"{cells.models}: {cells.precision} on {cells.processor(cells.device)}", flush=True)
     try:
         if chosen.figure_2 or not chosen.table_2:
-            report(cells, "C5", show_figure_2, figure_2(cells))
+            report(cells, "C5", show_figure_2, figure_2(cells, client, task, seeds))
         if chosen.table_2 or not chosen.figure_2:
-            report(cells, "C4", show_table_2, table_2(cells))
+            results = table_2(cells, client, task, seeds, chosen.random)
+            report(cells, "C4", show_table_2, results)
     except KeyboardInterrupt:
         sys.exit("Stopped. What has been trained is kept; run again, and it goes on")
+    finally:
+        sweep.leave(client, own["CLUSTER"])
 
 
 if __name__ == "__main__":
-    main()
+    import architectures  # by its name, as the workers know it
+
+    architectures.main()

@@ -186,7 +186,7 @@ class LeaveInterrupts(distributed.WorkerPlugin):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def connect(address):
+def new_client(address):
     """A Client of the scheduler at `address`, or of new workers here. Raises ValueError."""
     if not address:
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where workers find this module
@@ -230,6 +230,24 @@ def check_workers(client, folder):
     if blind := [address for address, seen in found.items() if not seen]:
         said = f"MODELS_DIR is {str(folder)!r}, which {', '.join(blind)} cannot see"
         raise ValueError(f"{said}; allowed: a folder that all workers share")
+
+
+def connect(address, folder):
+    """A Client of the workers at `address`, or of new ones here, which see `folder`.
+
+    Raises ValueError.
+    """
+    client = new_client(address)
+    check_workers(client, folder)
+    return client
+
+
+def leave(client, address):
+    """Let the workers at `address` be, or end those that new_client began."""
+    if address:
+        client.close()
+    else:
+        client.shutdown()
 
 
 def follow(futures, iterations, told, interrupted):
@@ -277,9 +295,17 @@ def run_all(client, tasks, deferred_interrupts):
     return [row for row in rows if row], failed, interrupted.is_set()
 
 
-def choose(given):
-    """(the notebook's parameters, those of the sweep), from pairs of a name and a text. Raises."""
-    notebook, own = nbformat.read(NOTEBOOK, 4), {"DATASETS": "", "SEEDS": "", "CLUSTER": ""}
+def listed(text):
+    """'0,1' -> [0, 1], 'mnist,gtsrb' -> ['mnist', 'gtsrb'], '' -> []."""
+    return [literal(word) for word in text.split(",") if text]
+
+
+def choose(given, **own):
+    """(the notebook's parameters, `own` ones), from pairs of a name and a text. Raises ValueError.
+
+    What is not given has the notebook's default, or that in `own`.
+    """
+    notebook = nbformat.read(NOTEBOOK, 4)
     of_notebook = [pair for pair in given if pair[0] not in own]
     parameters = defaults(notebook) | read_parameters(notebook, of_notebook)
     for name in ("DATA_DIR", "MODELS_DIR", "IMAGES_DIR"):  # workers may stand elsewhere
@@ -292,12 +318,12 @@ def main():
     add_parameters(parser)
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
-        parameters, own = choose(parser.parse_args().given)
-        datasets = (own["DATASETS"] or parameters["DATASET"]).split(",")
-        seeds = [literal(seed) for seed in (own["SEEDS"] or str(parameters["SEED"])).split(",")]
+        own = {"DATASETS": "", "SEEDS": "", "CLUSTER": ""}
+        parameters, own = choose(parser.parse_args().given, **own)
+        datasets = listed(own["DATASETS"]) or [parameters["DATASET"]]
+        seeds = listed(own["SEEDS"]) or [parameters["SEED"]]
         tasks = plan(parameters, datasets, seeds)
-        client = connect(own["CLUSTER"])
-        check_workers(client, Path(parameters["MODELS_DIR"]))
+        client = connect(own["CLUSTER"], Path(parameters["MODELS_DIR"]))
     except (KeyError, TypeError, ValueError) as error:
         sys.exit(error.args[0])
     print(f"{len(tasks)} tasks on {len(client.ncores())} workers", flush=True)
@@ -307,10 +333,7 @@ def main():
         path = Path(parameters["MODELS_DIR"], "sweep", "results.json")
         write_results(path, rows)
         print(f"{pool(rows)}\n\n{path}: {len(rows)} of {len(tasks)} tasks", flush=True)
-    if own["CLUSTER"]:
-        client.close()
-    else:
-        client.shutdown()
+    leave(client, own["CLUSTER"])
     again = ["Stopped and saved; the same command goes on"] if stopped else []
     sys.exit("\n".join([*failed, *again]) or 0)
 
