@@ -142,6 +142,7 @@ REFUSED = [  # options, parameters, what is said
     ([], {"SEEDS": "0,x"}, "seed is 'x'"),
     ([], {"DATASETS": "mnist"}, "no such parameter: DATASETS"),
     (["--random", "0"], {}, "--random is 0; allowed: 1 or more"),
+    (["--iterations", "0"], {}, "--iterations is 0; allowed: 1 or more"),
 ]
 
 
@@ -155,7 +156,7 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
     """At smoke size on a tiny MNIST, by two workers; bad input is refused."""
     tiny_data_sets.mnist(tmp_path / "data", np.random.default_rng(0))
     given = {f"{name.upper()}_DIR": tmp_path / name for name in ("data", "models", "images")}
-    given |= {"PROFILE": "smoke", "DEVICE": "cpu", "DATASET": "mnist"}
+    given |= {"PROFILE": "smoke", "DEVICE": "cpu", "DATASET": "mnist", "SEEDS": 0}
     given["CLUSTER"] = cluster.scheduler_address
     submit, result, sent, stops = Client.submit, Future.result, [], [7]
 
@@ -171,8 +172,8 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
 
     def run(*options, **changes):
         pairs = [("-p", *map(str, pair)) for pair in (given | changes).items()]
-        words = ["architectures.py", "--random", "2", *options, *itertools.chain(*pairs)]
-        monkeypatch.setattr(sys, "argv", words)
+        words = ["--random", "2", "--iterations", "5", *options, *itertools.chain(*pairs)]
+        monkeypatch.setattr(sys, "argv", ["architectures.py", *words])
         architectures.main()
         return capsys.readouterr().out
 

@@ -1,7 +1,7 @@
 """Figure 2 and Table 2 of the paper (claims C5, C4): other architectures, the same settings.
 
-python tools/architectures.py [--figure-2] [--table-2] [--random N] [-p SEEDS 0,1,2]
-                              [-p CLUSTER tcp://HOST:8786] [-p NAME VALUE]...
+python tools/architectures.py [--figure-2] [--table-2] [--random N] [--iterations N]
+                              [-p SEEDS 0,1,2] [-p CLUSTER tcp://HOST:8786] [-p NAME VALUE]...
 
 Without --figure-2 and --table-2 it makes both, in hours, by the notebook's cells and with its
 parameters, on the workers that sweep.py would have; PROFILE is quick unless given. What has been
@@ -133,8 +133,7 @@ def measure(task, ready, name, method, seed, iterations, precision):
 
 def train_all(cells, client, task, name, cases, iterations):
     """What was measured of these (architecture, method, seed) by workers, kept as NAME.pt."""
-    size = {"iterations": 5 if cells.profile == "smoke" else iterations}
-    size["precision"] = cells.precision
+    size = {"iterations": iterations, "precision": cells.precision}
     cases, futures = list(cases), {}
 
     def measured(*case, **size):
@@ -147,11 +146,10 @@ def train_all(cells, client, task, name, cases, iterations):
     return cells.experiment(name, measured, cases, cells.settings, **size)
 
 
-def figure_2(cells, client, task, seeds):
+def figure_2(cells, client, task, seeds, iterations):
     """Results of Figure 2 (section 5.2): every architecture by every method, two seeds."""
-    seeds = seeds or range(1 if cells.profile == "smoke" else 2)
-    cases = product(ARCHITECTURES, cells.PAPER, seeds)
-    return train_all(cells, client, task, "architectures", cases, 3_000)
+    cases = product(ARCHITECTURES, cells.PAPER, seeds or (0, 1))
+    return train_all(cells, client, task, "architectures", cases, iterations or 3_000)
 
 
 def show_figure_2(cells, results):
@@ -183,10 +181,10 @@ def sign_test(a, b):
     return min(1, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
 
 
-def table_2(cells, client, task, seeds, n):
+def table_2(cells, client, task, seeds, iterations, n):
     """Results of Table 2 (section 5.1): n random architectures, by two methods."""
     cases = product(range(n), ("DCGAN", "WGAN-GP"), seeds or [0])
-    return train_all(cells, client, task, "random_architectures", cases, 1_000)
+    return train_all(cells, client, task, "random_architectures", cases, iterations or 1_000)
 
 
 def show_table_2(cells, results):
@@ -226,7 +224,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure-2", action="store_true", help="six architectures (C5)")
     parser.add_argument("--table-2", action="store_true", help="random ones (C4)")
-    parser.add_argument("--random", type=int, default=40, help="how many of these")
+    parser.add_argument("--random", type=int, default=40, help="how many of these, usually 40")
+    parser.add_argument("--iterations", type=int, help="if not 3,000 (C5) and 1,000 (C4)")
     add_parameters(parser)
     chosen = parser.parse_args()
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -238,18 +237,19 @@ def main():
             cells.replace(cells.PAPER["DCGAN"], seed=seed)  # refuses what is none
         if (source := cells.source).target != "classes":
             raise ValueError(f"DATASET is {source.name!r}; allowed: one whose images have classes")
-        if chosen.random < 1:
-            raise ValueError(f"--random is {chosen.random}; allowed: 1 or more")
+        for name in ("random", "iterations"):
+            if (n := getattr(chosen, name)) is not None and n < 1:
+                raise ValueError(f"--{name} is {n}; allowed: 1 or more")
         client = sweep.connect(own["CLUSTER"], cells.models)
     except (TypeError, ValueError) as error:
         sys.exit(error.args[0])
     print(f"{cells.models}: {cells.precision} on {cells.processor(cells.device)}", flush=True)
+    given = cells, client, task, seeds, chosen.iterations
     try:
         if chosen.figure_2 or not chosen.table_2:
-            report(cells, "C5", show_figure_2, figure_2(cells, client, task, seeds))
+            report(cells, "C5", show_figure_2, figure_2(*given))
         if chosen.table_2 or not chosen.figure_2:
-            results = table_2(cells, client, task, seeds, chosen.random)
-            report(cells, "C4", show_table_2, results)
+            report(cells, "C4", show_table_2, table_2(*given, chosen.random))
     except KeyboardInterrupt:
         sys.exit("Stopped. What has been trained is kept; run again, and it goes on")
     finally:
