@@ -287,6 +287,10 @@ def test_all_that_is_shown_was_made_by_one_version_of_the_code(committed):
         assert (PUBLISHED / "judges" / f"{path.parent.name}.pt").exists()
         for name in (f"{m}{end}" for m in results["minutes"] for end in (".pt", ".generator.pt")):
             assert (path.parent / name).exists()
+    for path in PUBLISHED.glob("sweep.json"):
+        results = json.loads(path.read_text())
+        assert results["code"] == committed.metadata["code_sha256"]
+        assert f"{results['made by']} Torch" in page and results["table"] in page
 
 
 def test_only_what_evaluation_needs_is_published(tables):

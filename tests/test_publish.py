@@ -10,6 +10,7 @@ import nbformat
 import numpy as np
 import publish
 import pytest
+import sweep
 import torch
 from conftest import CPU, METHODS, ROOT
 from PIL import Image
@@ -69,7 +70,14 @@ def execution(tmp_path, monkeypatch):
     """(a copy of the project, a folder in which the notebook seems to have been executed)."""
     root, folder = tmp_path / "project", tmp_path / "executed"
     models, figures = folder / "saved_models" / RUN, folder / "images" / RUN
-    for path in (models / "few_images", figures, models.parent / "judges", root / "images"):
+    published = root / "saved_models" / "published"
+    for path in (
+        models / "few_images",
+        figures,
+        models.parent / "judges",
+        published,
+        root / "images",
+    ):
         path.mkdir(parents=True)
     (models / "random_architectures.pt").write_bytes(b"of tools/architectures.py")
     for name in ("README.md", "RESULTS.md", "wgan_gp.ipynb"):
@@ -147,6 +155,24 @@ def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
     block = page.read_text().split("<!-- run pictures: begin -->")[1]
     assert "Made of pictures." in block and "| WGAN-GP | 1.250 |" in block
     assert "![The same noise after 1 epoch and after 10](images/pictures/epochs.png)" in block
+
+
+def test_a_sweep_is_installed_if_the_code_is_still_the_same(execution, monkeypatch):
+    root, folder = execution
+    page, rows = root / "RESULTS.md", [{"data set": "mnist", "seed": 3}]
+    monkeypatch.setattr(sweep, "pool", lambda rows: f"| {rows[0]['seed']} |")
+    sweep.write_results(folder / "results.json", rows)
+    page.write_text(f"{page.read_text()}<!-- sweep: begin --><!-- sweep: end -->")
+    publish.install_sweep(folder / "results.json", "`make sweep`, commit abc.")
+    said = f"<!-- sweep: begin -->\n`make sweep`, commit abc. Torch {torch.__version__}.\n\n| 3 |\n"
+    assert said in page.read_text()
+    kept = json.loads((root / "saved_models" / "published" / "sweep.json").read_text())
+    assert kept["made by"] == "`make sweep`, commit abc." and kept["rows"] == rows
+    notebook = nbformat.read(root / "wgan_gp.ipynb", 4)
+    next(c for c in notebook.cells if "def critic_step" in c.source).source += "\nchanged = True"
+    nbformat.write(notebook, root / "wgan_gp.ipynb")
+    with pytest.raises(ValueError, match=r"results\.json: since then the code has changed"):
+        publish.install_sweep(folder / "results.json", "")
 
 
 def test_a_large_picture_gets_a_palette_and_looks_the_same(tmp_path):

@@ -4,9 +4,10 @@ python tools/publish.py [-p NAME VALUE]...   executes with these parameters, the
 python tools/publish.py -p TRAIN False       evaluates the published weights anew
 python tools/publish.py --trained DIR        takes over what is finished in DIR, a run's folder
 python tools/publish.py --from DIR           installs an execution of the notebook left in DIR
+python tools/publish.py --sweep FILE         installs the results.json of tools/sweep.py
 
 Without parameters it is the committed run, whose outputs the notebook holds. A run on another data
-set goes to its block in RESULTS.md, `run NAME`, and to images/NAME.
+set goes to its block in RESULTS.md, `run NAME`, and to images/NAME, a sweep's table to `sweep`.
 """
 
 import argparse
@@ -220,19 +221,34 @@ def install(folder, made, name=None, shown=FIGURES):
     page.write_text(replace_block(text, block, written))
 
 
+def install_sweep(path, made):
+    """Install the results.json of a sweep; `made` says where it came from. Raises ValueError."""
+    results, page = json.loads(path.read_text("utf-8")), ROOT / "RESULTS.md"
+    if results["code"] != code_digest(nbformat.read(NOTEBOOK, 4).cells):
+        raise ValueError(f"{path}: since then the code has changed")
+    shown = f"{made} Torch {results['torch']}.\n\n{results['table']}"
+    page.write_text(replace_block(page.read_text(), "sweep", shown))
+    kept = json.dumps(results | {"made by": made}, indent=1)
+    (ROOT / "saved_models/published/sweep.json").write_text(kept, "utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_parameters(parser)
     parser.add_argument("--trained", type=Path)
     parser.add_argument("--from", dest="folder", type=Path)
+    parser.add_argument("--sweep", type=Path)
     parser.add_argument("--command", help="what trained, if not this")
     parser.add_argument("--commit", help="of the code that trained, if not HEAD")
     parser.add_argument("--name", help="of a run on another data set, if not the data set's")
     parser.add_argument("--figures", default=FIGURES, help="of such a run that are shown")
     chosen = parser.parse_args()
-    folder = chosen.folder or Path(tempfile.mkdtemp(prefix="wgan_gp-"))
     git = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
     commit = chosen.commit or subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    if chosen.sweep:
+        install_sweep(chosen.sweep, f"`{chosen.command or 'make sweep'}`, commit {commit}.")
+        return
+    folder = chosen.folder or Path(tempfile.mkdtemp(prefix="wgan_gp-"))
     command = chosen.command or " ".join(["make publish", *map("=".join, chosen.given)])
     print(f"{'Installing' if chosen.folder else 'Executing in'} {folder}", flush=True)
     if not chosen.folder:

@@ -30,7 +30,7 @@ import distributed
 import nbformat
 import torch
 from live_lines import LiveLines
-from notebook_cells import NOTEBOOK, load_cells, load_judged
+from notebook_cells import NOTEBOOK, code_digest, load_cells, load_judged
 from pages import markdown_table
 from run_notebook import add_parameters, defaults, literal, read_parameters
 from tqdm import tqdm
@@ -175,7 +175,8 @@ def write_results(path, rows):
     """Write rows and their table as JSON, never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps({"table": pool(rows), "rows": rows}, indent=1), "utf-8")
+    made_by = {"code": code_digest(nbformat.read(NOTEBOOK, 4).cells), "torch": torch.__version__}
+    beside.write_text(json.dumps(made_by | {"table": pool(rows), "rows": rows}, indent=1), "utf-8")
     os.replace(beside, path)
 
 
