@@ -234,6 +234,9 @@ def test_experiments_stopped_in_the_middle_go_on(open_session):
     session = open_session(False)
     session.prepare(*session.pick("9.", ("define",)))
     (cell,) = (source for source in session.pick("9.") if 'claims["C1"] = ' in source)
+    session.run(
+        "bar = tqdm\ndef tqdm(*given, **how): return bar(*given, **how | {'mininterval': 0})"
+    )
     text = session.run(cell, stop_at=r"value_surfaces: +[1-9]\d*%")
     assert "KeyboardInterrupt" in text
     found = torch.load(session.models / "value_surfaces.pt")

@@ -44,6 +44,8 @@ def start(tmp_path):
     parameters and one other cell; `later` is that of a cell that an earlier run has executed.
     """
 
+    started = []
+
     def run(source, *arguments, later=None, tags=(), stdout=subprocess.PIPE):
         new = nbformat.v4
         parameters = "SEED = 0\nMETHODS = 'all'"
@@ -57,14 +59,17 @@ def start(tmp_path):
         command = [sys.executable, "-c", PATCHED, "--output", "executed.ipynb", *arguments]
         pipes = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True}
         path = {"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin"}
-        return subprocess.Popen(command, env=path, cwd=tmp_path, **pipes)
+        started.append(subprocess.Popen(command, env=path, cwd=tmp_path, **pipes))
+        return started[-1]
 
-    return run
+    yield run
+    for process in started:
+        process.kill()
 
 
 def interrupt_at(process, path):
     """Ctrl-C as soon as there is a file at `path`."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not path.exists():
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.1)
@@ -74,7 +79,7 @@ def interrupt_at(process, path):
 def test_parameters_arrive_and_the_run_is_written(start, tmp_path):
     given = ("-p", "SEED", "3", "-p", "METHODS", "2024")  # a text, as its default is
     process = start("print(SEED + 1, repr(METHODS))", *given)
-    shown, _ = process.communicate(timeout=60)
+    shown, _ = process.communicate(timeout=180)
     assert process.returncode == 0
     assert "[cell 2/2] 1 Work\n4 '2024'\n" in shown
     assert "The executed notebook: executed.ipynb" in shown
@@ -85,7 +90,7 @@ def test_parameters_arrive_and_the_run_is_written(start, tmp_path):
 
 def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
     process = start("print('so far')\nraise ValueError('wrong')", later="print('never')")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 1 and "Stopped. ValueError: wrong" in errors
     *_, failed, later = nbformat.read(tmp_path / "executed.ipynb", 4).cells
     assert failed.outputs[0].text == "so far\n"
@@ -94,7 +99,7 @@ def test_a_failing_cell_is_told_and_what_ran_is_written(start, tmp_path):
 
 def test_a_refused_parameter_leaves_no_notebook(start, tmp_path):
     process = start("raise ValueError('SEED is -1; allowed: 0 to 9')", tags=["setup"])
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 1 and errors == "ValueError: SEED is -1; allowed: 0 to 9\n"
     assert not (tmp_path / "executed.ipynb").exists()
 
@@ -102,7 +107,7 @@ def test_a_refused_parameter_leaves_no_notebook(start, tmp_path):
 def test_lines_that_are_updated_are_said_once_a_minute_and_at_their_end(start, tmp_path):
     """The executed notebook has the last ones alone."""
     process = start(UPDATING)
-    shown, _ = process.communicate(timeout=60)
+    shown, _ = process.communicate(timeout=180)
     assert process.returncode == 0
     assert "1 Work\nDCGAN: 0%\nWGAN: 0%\nDCGAN: 2%\nWGAN: 2%\n\nThe executed" in shown
     *_, last = nbformat.read(tmp_path / "executed.ipynb", 4).cells
@@ -120,7 +125,7 @@ def test_in_a_terminal_they_are_redrawn_in_place(start, tmp_path):
             shown += os.read(terminal, 4096)
         except OSError:  # the other end is closed
             break
-    process.wait(60)
+    process.wait(180)
     lines = shown.decode().replace("\r\n", "\n")
     drawn = [f"DCGAN: {i}%\x1b[K\nWGAN: {i}%\x1b[K\n" for i in range(4)]
     assert "\x1b[2F".join(drawn[:3]) + "done\n" + drawn[3] in lines
@@ -129,13 +134,13 @@ def test_in_a_terminal_they_are_redrawn_in_place(start, tmp_path):
 def test_a_kernel_that_does_not_end_when_asked_is_ended(start):
     endless = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     process = start(endless)
-    shown, _ = process.communicate(timeout=60)
+    shown, _ = process.communicate(timeout=180)
     assert process.returncode == 0 and "The executed notebook: executed.ipynb" in shown
 
 
 def test_an_unknown_parameter_is_refused_before_a_kernel_starts(start, tmp_path):
     process = start("print('never')", "-p", "SEEDS", "3")
-    shown, errors = process.communicate(timeout=60)
+    shown, errors = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "no such parameter: SEEDS; allowed: SEED, METHODS" in errors
     assert not shown and not (tmp_path / "executed.ipynb").exists()
@@ -144,7 +149,7 @@ def test_an_unknown_parameter_is_refused_before_a_kernel_starts(start, tmp_path)
 def test_ctrl_c_waits_for_the_saving(start, tmp_path):
     process = start(SLOW)
     interrupt_at(process, tmp_path / "started")
-    shown, errors = process.communicate(timeout=60)
+    shown, errors = process.communicate(timeout=180)
     assert process.returncode == 1 and (tmp_path / "saved").exists()
     assert errors == "Stopped. KeyboardInterrupt: saved at iteration 7\n"
     assert "The executed notebook: executed.ipynb" in shown
@@ -154,6 +159,6 @@ def test_a_second_ctrl_c_ends_what_does_not_listen(start, tmp_path):
     process = start(DEAF)
     for name in ("started", "deaf"):
         interrupt_at(process, tmp_path / name)
-    shown, errors = process.communicate(timeout=60)
+    shown, errors = process.communicate(timeout=180)
     assert process.returncode == 1 and "Stopped. interrupted" in errors
     assert "The executed notebook: executed.ipynb" in shown

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import torch
 from conftest import METHODS, ROOT
-from hypothesis import given, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from notebook_cells import NOTEBOOK, load_cells
 from run_notebook import defaults
 
@@ -42,6 +42,7 @@ NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans())
 VALUES = st.one_of(NUMBERS, st.text(max_size=5), st.none(), st.lists(st.integers()))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(data=st.data())
 def test_any_value_is_taken_or_refused_by_name(cells, data):
     """A value of its type within its limits, or one error with name, value and what is allowed."""
@@ -138,8 +139,8 @@ def test_changes_reach_the_settings_and_the_folders_of_the_run(tmp_path, monkeyp
     assert plain.models == tmp_path / "models" / "fashion-mnist-smoke-seed3"
     name = plain.models.name + "-DCGAN-width-16-WGAN-GP-n_critic-2-WGAN-GP-penalty_weight-1.0"
     assert changed.models.name == name and changed.figures == tmp_path / "images" / name
-    for method, settings in plain.settings.items():
-        expected = dataclasses.asdict(settings) | {"seed": 3} | changes.get(method, {})
+    for method, chosen in plain.settings.items():
+        expected = dataclasses.asdict(chosen) | {"seed": 3} | changes.get(method, {})
         assert dataclasses.asdict(changed.settings[method]) == expected
 
 

@@ -117,6 +117,7 @@ def execute(notebook, folder, echo=True):
         notebook,
         kernel_name="python3",
         timeout=None,
+        iopub_timeout=60,  # for outputs still on their way, on a busy machine
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},

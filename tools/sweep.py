@@ -29,6 +29,7 @@ from pathlib import Path
 import distributed
 import nbformat
 import torch
+from dask.system import CPU_COUNT
 from live_lines import LiveLines
 from notebook_cells import NOTEBOOK, code_digest, load_cells, load_judged
 from pages import markdown_table
@@ -191,7 +192,7 @@ def new_client(address):
     """A Client of the scheduler at `address`, or of new workers here. Raises ValueError."""
     if not address:
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where workers find this module
-        workers = torch.cuda.device_count() or os.cpu_count()
+        workers = torch.cuda.device_count() or CPU_COUNT
         options = {"host": "127.0.0.1", "dashboard_address": ":0", "threads_per_worker": 1}
         client = distributed.Client(distributed.LocalCluster(n_workers=workers, **options))
         client.register_plugin(LeaveInterrupts())
@@ -255,12 +256,12 @@ def follow(futures, iterations, told, interrupted):
     """Show what each task does until all have ended, or `interrupted` is set."""
     lines, start, ended = LiveLines(), time.monotonic(), [False]
     while not (all(ended) or interrupted.wait(1)):
-        ended = [future.done() for future in futures]
-        here = {n: one for n, one in told.items() if not ended[n]}
+        ended, now = [future.done() for future in futures], dict(told)
+        here = {n: one for n, one in now.items() if not ended[n]}
         left = sum(n for n, end in zip(iterations, ended, strict=True) if not end)
         left -= sum(one["iteration"] for one in here.values())
-        made = sum(iterations[n] if ended[n] else one["iteration"] for n, one in told.items())
-        made -= sum(one["first"] for one in told.values())
+        made = sum(iterations[n] if ended[n] else one["iteration"] for n, one in now.items())
+        made -= sum(one["first"] for one in now.values())
         name = f"{sum(ended)} of {len(ended)} tasks"
         meter = tqdm.format_meter(made, made + left, time.monotonic() - start, 100, prefix=name)
         doing = [f"{one['worker']} {one['line']}" for _, one in sorted(here.items())]
@@ -297,8 +298,8 @@ def run_all(client, tasks, deferred_interrupts):
 
 
 def listed(text):
-    """'0,1' -> [0, 1], 'mnist,gtsrb' -> ['mnist', 'gtsrb'], '' -> []."""
-    return [literal(word) for word in text.split(",") if text]
+    """'0,1,1' -> [0, 1], 'mnist,gtsrb' -> ['mnist', 'gtsrb'], '' -> []."""
+    return [literal(word) for word in dict.fromkeys(text.split(",")) if text]
 
 
 def choose(given, **own):
