@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import nbformat
 import pytest
@@ -93,7 +93,10 @@ def jupyterlab(browser, notebook, folder):
         page.close()
     finally:
         server.terminate()  # and with it the kernel
-        server.wait(60)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def accept(dialog):
@@ -101,8 +104,13 @@ def accept(dialog):
 
 
 def run_all(page):
-    page.locator(".lm-MenuBar-itemLabel").get_by_text("Run", exact=True).click()
-    page.locator('.lm-Menu li[data-command="runmenu:run-all"]').click()
+    """Choose it from the menu, which a notebook that is still opening may close again."""
+    menu = page.locator(".lm-MenuBar-itemLabel").get_by_text("Run", exact=True)
+    for _ in range(6):
+        menu.click()
+        with suppress(browsers.TimeoutError):
+            return page.locator('.lm-Menu li[data-command="runmenu:run-all"]').click(timeout=20_000)
+    raise AssertionError("the menu does not stay open")
 
 
 def cell(page, index):
