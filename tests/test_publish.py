@@ -139,6 +139,10 @@ def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
     (folder / "saved_models" / RUN / "results.json").write_text(json.dumps(results))
     judges = folder / "saved_models" / "judges"
     (judges / "fashion-mnist.pt").rename(judges / "folder-1234-64px.pt")
+    before = [path.read_bytes() for path in root.rglob("*") if path.is_file()]
+    with pytest.raises(ValueError, match="<!-- run pictures: begin --> stands 0 times in the page"):
+        publish.install(folder, "Made of pictures.", "pictures")
+    assert before == [path.read_bytes() for path in root.rglob("*") if path.is_file()]
     marks = "<!-- run pictures: begin --><!-- run pictures: end -->"
     page.write_text(page.read_text() + marks)
     before = [(root / name).read_bytes() for name in ("README.md", "wgan_gp.ipynb")]

@@ -200,25 +200,26 @@ def install(folder, made, name=None, shown=FIGURES):
     models = folder / "saved_models" / runs[0].name
     results, claims, page = json_of(models, "results"), {}, ROOT / "RESULTS.md"
     dataset = next(iter(results["settings"].values()))["dataset"]
+    committed = (parameters["DATASET"], parameters["PROFILE"]) == (SHOWN, COMMITTED)
+    name = "" if committed else name or dataset
+    block = f"run {name}".strip()
+    replace_block(page.read_text(), block, "")  # refuses a run without a place before anything else
     results |= {"data set": dataset, "made by": made, "code": notebook.metadata["code_sha256"]}
     (models / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
-    committed = (parameters["DATASET"], parameters["PROFILE"]) == (SHOWN, COMMITTED)
     if committed:
         claims = json_of(models, "claims")
         install_files(models, runs[0], INSTALLED, ["*.*"], "")
         samples = (runs[0] / "samples.png").read_bytes()
         install_committed(notebook, samples, results, claims)
     else:
-        name = name or dataset
         install_files(models, runs[0], ELSEWHERE, shown.split(), name)
         for path in (ROOT / "saved_models/published" / dataset).glob("*.pt"):
             halve(path)
         for path in (ROOT / "images" / name).iterdir():
             shrink(path)
     export_generators(ROOT / "saved_models/published" / dataset, parameters)
-    text, block = page.read_text(), "run" if committed else f"run {name}"
-    written = run_page(text, "" if committed else name, results, claims)
-    page.write_text(replace_block(text, block, written))
+    text = page.read_text()
+    page.write_text(replace_block(text, block, run_page(text, name, results, claims)))
 
 
 def install_sweep(path, made):
