@@ -13,7 +13,7 @@ import pytest
 import sweep
 import torch
 from conftest import CPU, METHODS, ROOT
-from PIL import Image
+from PIL import Image, ImageSequence
 from run_notebook import set_parameters
 
 RUN = "fashion-mnist-quick-seed0"
@@ -194,6 +194,18 @@ def test_a_large_picture_gets_a_palette_and_looks_the_same(tmp_path):
     assert (tmp_path / "large.png").stat().st_size < 0.7 * sizes[0]
     shown = np.asarray(Image.open(tmp_path / "large.png").convert("RGB")).astype(float)
     assert np.abs(shown - np.asarray(picture)).mean() < 8
+
+
+def test_a_large_film_keeps_its_frames_and_their_times(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "film.gif"
+    frames = [Image.fromarray(rng.integers(0, 256, (400, 400), dtype="u1")) for _ in range(30)]
+    waits = [100] * 29 + [3000]
+    for n, side in ((3, 400), (30, 300)):
+        frames[0].save(path, save_all=True, append_images=frames[1:n], duration=waits[-n:], loop=0)
+        publish.shrink(path)
+        with Image.open(path) as film:
+            found = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+            assert film.size == (side, side) and film.info["loop"] == 0 and found == waits[-n:]
 
 
 def test_an_execution_of_other_code_is_refused(execution):

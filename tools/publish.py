@@ -23,7 +23,7 @@ import nbformat
 import torch
 from notebook_cells import NOTEBOOK, code_digest, load_cells
 from pages import markdown_table, replace_block
-from PIL import Image
+from PIL import Image, ImageSequence
 from run_notebook import add_parameters, defaults, execute, read_parameters, set_parameters
 
 ROOT = NOTEBOOK.parent
@@ -126,9 +126,18 @@ def install_files(models, figures, kept, shown, name):
 
 
 def shrink(path):
-    """Give a large PNG a palette, which a page of many pictures is grateful for."""
-    if path.suffix == ".png" and path.stat().st_size > 4e5:
-        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+    """For a page of many: a palette for a large PNG; for a film 3/4 of its side and 40 colours."""
+    bytes_now, film = path.stat().st_size, Image.open(path)
+    if path.suffix == ".png" and bytes_now > 4e5:
+        film.convert("RGB").quantize(256).save(path, optimize=True)
+    if path.suffix == ".gif" and bytes_now > 4e6:
+        size, frames, waits = [round(0.75 * side) for side in film.size], [], []
+        for frame in ImageSequence.Iterator(film):
+            waits.append(frame.info["duration"])
+            small = frame.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            frames.append(small.quantize(40, dither=Image.Dither.NONE))
+        how = {"save_all": True, "append_images": frames[1:], "loop": 0, "optimize": True}
+        frames[0].save(path, duration=waits, **how)
 
 
 def halve(path):
