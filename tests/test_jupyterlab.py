@@ -93,10 +93,7 @@ def jupyterlab(browser, notebook, folder):
         page.close()
     finally:
         server.terminate()  # and with it the kernel
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        server.wait(60)
 
 
 def accept(dialog):

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import torch
 from conftest import METHODS, ROOT
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 from notebook_cells import NOTEBOOK, load_cells
 from run_notebook import defaults
 
@@ -42,7 +42,6 @@ NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans())
 VALUES = st.one_of(NUMBERS, st.text(max_size=5), st.none(), st.lists(st.integers()))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(data=st.data())
 def test_any_value_is_taken_or_refused_by_name(cells, data):
     """A value of its type within its limits, or one error with name, value and what is allowed."""

@@ -147,9 +147,11 @@ def train_all(cells, client, task, name, cases, iterations):
 
 
 def figure_2(cells, client, task, seeds, iterations):
-    """Results of Figure 2 (section 5.2): every architecture by every method, two seeds."""
-    cases = product(ARCHITECTURES, cells.PAPER, seeds or (0, 1))
-    return train_all(cells, client, task, "architectures", cases, iterations or 3_000)
+    """Results of Figure 2 (section 5.2): every architecture by every method, usually two seeds."""
+    smoke = cells.profile == "smoke"
+    cases = product(ARCHITECTURES, cells.PAPER, seeds or range(1 if smoke else 2))
+    iterations = iterations or (5 if smoke else 3_000)
+    return train_all(cells, client, task, "architectures", cases, iterations)
 
 
 def show_figure_2(cells, results):
@@ -182,9 +184,11 @@ def sign_test(a, b):
 
 
 def table_2(cells, client, task, seeds, iterations, n):
-    """Results of Table 2 (section 5.1): n random architectures, by two methods."""
-    cases = product(range(n), ("DCGAN", "WGAN-GP"), seeds or [0])
-    return train_all(cells, client, task, "random_architectures", cases, iterations or 1_000)
+    """Results of Table 2 (section 5.1): n random architectures, usually 40, by two methods."""
+    smoke = cells.profile == "smoke"
+    cases = product(range(n or (2 if smoke else 40)), ("DCGAN", "WGAN-GP"), seeds or [0])
+    iterations = iterations or (5 if smoke else 1_000)
+    return train_all(cells, client, task, "random_architectures", cases, iterations)
 
 
 def show_table_2(cells, results):
@@ -224,7 +228,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure-2", action="store_true", help="six architectures (C5)")
     parser.add_argument("--table-2", action="store_true", help="random ones (C4)")
-    parser.add_argument("--random", type=int, default=40, help="how many of these, usually 40")
+    parser.add_argument("--random", type=int, help="how many of these, if not 40")
     parser.add_argument("--iterations", type=int, help="if not 3,000 (C5) and 1,000 (C4)")
     add_parameters(parser)
     chosen = parser.parse_args()
