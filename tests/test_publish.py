@@ -12,7 +12,7 @@ import publish
 import pytest
 import sweep
 import torch
-from conftest import CPU, METHODS, ROOT
+from conftest import CPU, ROOT
 from PIL import Image, ImageSequence
 from run_notebook import set_parameters
 
@@ -161,22 +161,27 @@ def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
     assert "![The same noise after 1 epoch and after 10](images/pictures/epochs.png)" in block
 
 
-def test_a_sweep_is_installed_if_the_code_is_still_the_same(execution, monkeypatch):
+def test_sweeps_are_installed_as_one_table_if_the_code_is_still_the_same(execution):
     root, folder = execution
-    page, rows = root / "RESULTS.md", [{"data set": "mnist", "seed": 3}]
-    monkeypatch.setattr(sweep, "pool", lambda rows: f"| {rows[0]['seed']} |")
-    sweep.write_results(folder / "results.json", rows)
+    page, files = root / "RESULTS.md", [folder / "quick.json", folder / "paper.json"]
+    shared = {"data set": "mnist", "method": "WGAN", "minutes": 1.0, "machine": "a CPU"}
+    for path, seeds in zip(files, ((0, 1), (2,)), strict=True):
+        rows = [{"seed": seed, "scores": {"Frechet distance": 1.0 + seed}} for seed in seeds]
+        sweep.write_results(path, [shared | {"settings": path.stem} | row for row in rows])
     page.write_text(f"{page.read_text()}<!-- sweep: begin --><!-- sweep: end -->")
-    publish.install_sweep(folder / "results.json", "`make sweep`, commit abc.")
-    said = f"<!-- sweep: begin -->\n`make sweep`, commit abc. Torch {torch.__version__}.\n\n| 3 |\n"
+    publish.install_sweep(files, "`make sweep`, commit abc.")
+    said = f"<!-- sweep: begin -->\n`make sweep`, commit abc. Torch {torch.__version__}.\n\n| data"
     assert said in page.read_text()
+    assert "| mnist | WGAN | quick | 0, 1 | 1.50 ± 0.71 |" in page.read_text()
+    assert "| mnist | WGAN | paper | 2 | 3.00 |" in page.read_text()
     kept = json.loads((root / "saved_models" / "published" / "sweep.json").read_text())
-    assert kept["made by"] == "`make sweep`, commit abc." and kept["rows"] == rows
+    assert kept["made by"] == "`make sweep`, commit abc." and kept["table"] in page.read_text()
+    assert [row["seed"] for row in kept["rows"]] == [0, 1, 2]
     notebook = nbformat.read(root / "wgan_gp.ipynb", 4)
     next(c for c in notebook.cells if "def critic_step" in c.source).source += "\nchanged = True"
     nbformat.write(notebook, root / "wgan_gp.ipynb")
-    with pytest.raises(ValueError, match=r"results\.json: since then the code has changed"):
-        publish.install_sweep(folder / "results.json", "")
+    with pytest.raises(ValueError, match=r"quick\.json: since then the code has changed"):
+        publish.install_sweep(files, "")
 
 
 def test_a_large_picture_gets_a_palette_and_looks_the_same(tmp_path):
@@ -221,17 +226,28 @@ def test_an_execution_of_other_code_is_refused(execution):
 
 
 def test_the_readmes_lines_draw_the_notebooks_samples_with_pytorch_alone(cells, tmp_path):
-    """In a process without the notebook, for the same latents, however many."""
+    """In a process without the notebook, for the same latents."""
     lines = re.search(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert sum(bool(line) for line in lines.splitlines()) == 4
     after = f"torch.save([z, pictures], {str(tmp_path / 'drawn')!r})"
     python = [sys.executable, "-W", "ignore", "-c", f"{lines}\n{after}"]
     subprocess.run(python, cwd=ROOT, check=True)
     z, pictures = torch.load(tmp_path / "drawn")
-    published = ROOT / "saved_models" / "published" / "fashion-mnist"
-    for method in METHODS:
-        generator, _ = cells.load_generator(published / f"{method}.pt", (1, 28, 28), CPU)
-        alone = torch.jit.load(published / f"{method}.generator.pt")
-        for n in (1, len(z)):
-            torch.testing.assert_close(alone(z[:n]), generator(z[:n]), rtol=0, atol=1e-5)
-    assert alone(z).equal(pictures) and len(pictures) == len(z) > 1  # the last method is WGAN-GP
+    path = ROOT / "saved_models" / "published" / "fashion-mnist" / "WGAN-GP.pt"
+    generator, _ = cells.load_generator(path, (1, 28, 28), CPU)
+    torch.testing.assert_close(pictures, generator(z), rtol=0, atol=1e-5)
+    assert len(pictures) == len(z) > 1
+
+
+def test_published_generators_draw_with_pytorch_alone_what_the_notebook_draws(cells):
+    """Of every data set, for one latent and for several, and in no more bytes."""
+    files = sorted((ROOT / "saved_models" / "published").glob("*/*.generator.pt"))
+    assert len(files) >= 14
+    for path in files:
+        beside = path.with_name(path.name.replace(".generator", ""))
+        alone, z = torch.jit.load(path), torch.randn(3, 128)
+        shape = tuple(alone(z).shape[1:])
+        generator, _ = cells.load_generator(beside, shape, CPU)
+        for some in (z[:1], z):
+            torch.testing.assert_close(alone(some), generator(some), rtol=0, atol=1e-5)
+        assert path.stat().st_size < 1.2 * beside.stat().st_size, path

@@ -4,7 +4,7 @@ python tools/publish.py [-p NAME VALUE]...   executes with these parameters, the
 python tools/publish.py -p TRAIN False       evaluates the published weights anew
 python tools/publish.py --trained DIR        takes over what is finished in DIR, a run's folder
 python tools/publish.py --from DIR           installs an execution of the notebook left in DIR
-python tools/publish.py --sweep FILE         installs the results.json of tools/sweep.py
+python tools/publish.py --sweep FILE...      installs the results.json of runs of tools/sweep.py
 
 Without parameters it is the committed run, whose outputs the notebook holds. A run on another data
 set goes to its block in RESULTS.md, `run NAME`, and to images/NAME, a sweep's table to `sweep`.
@@ -25,6 +25,8 @@ from notebook_cells import NOTEBOOK, code_digest, load_cells
 from pages import markdown_table, replace_block
 from PIL import Image, ImageSequence
 from run_notebook import add_parameters, defaults, execute, read_parameters, set_parameters
+from sweep import pool
+from torch.nn.utils.parametrize import register_parametrization
 
 ROOT = NOTEBOOK.parent
 SHOWN, COMMITTED = "fashion-mnist", "quick"  # data set and profile of the committed run
@@ -148,11 +150,27 @@ def halve(path):
     torch.save(saved, path)
 
 
+class Widen(torch.nn.Module):
+    """Numbers of any precision as float32."""
+
+    def forward(self, numbers):
+        return numbers.float()
+
+
+def keep_in_half(network):
+    """Let a network keep its numbers in half precision; it computes in float32 all the same."""
+    for module in list(network.half().modules()):
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name in (name for name, numbers in own if numbers.is_floating_point()):
+            register_parametrization(module, name, Widen(), unsafe=True)  # changes the type
+
+
 def export_generators(folder, parameters):
     """Beside each METHOD.pt in `folder` write METHOD.generator.pt, which needs PyTorch alone.
 
     TorchScript, since what torch.export writes is not read by older versions: latents float
-    [n, latent_size] -> images float32 [n, C, side, side] in [-1, 1].
+    [n, latent_size] -> images float32 [n, C, side, side] in [-1, 1]. It keeps its numbers in half
+    precision where METHOD.pt does.
     """
     given = {name: parameters[name] for name in ("DATASET", "IMAGE_SIZE")}
     with tempfile.TemporaryDirectory() as away:
@@ -161,6 +179,8 @@ def export_generators(folder, parameters):
     for method in filter(lambda name: (folder / f"{name}.pt").exists(), cells.PAPER):
         generator, saved = cells.load_generator(folder / f"{method}.pt", shape, cells.device)
         z = torch.randn(2, saved["settings"]["latent_size"])
+        if any(p.dtype == torch.half for p in saved["average"].values()):
+            keep_in_half(generator)
         generator.requires_grad_(False)
         torch.jit.trace(generator, z).save(folder / f"{method}.generator.pt")
 
@@ -231,15 +251,22 @@ def install(folder, made, name=None, shown=FIGURES):
     page.write_text(replace_block(text, block, run_page(text, name, results, claims)))
 
 
-def install_sweep(path, made):
-    """Install the results.json of a sweep; `made` says where it came from. Raises ValueError."""
-    results, page = json.loads(path.read_text("utf-8")), ROOT / "RESULTS.md"
-    if results["code"] != code_digest(nbformat.read(NOTEBOOK, 4).cells):
-        raise ValueError(f"{path}: since then the code has changed")
-    shown = f"{made} Torch {results['torch']}.\n\n{results['table']}"
+def install_sweep(paths, made):
+    """Install the results.json of sweeps as one table; `made` says where they came from.
+
+    Raises ValueError if the code has changed since.
+    """
+    found, page = [json.loads(path.read_text("utf-8")) for path in paths], ROOT / "RESULTS.md"
+    code = code_digest(nbformat.read(NOTEBOOK, 4).cells)
+    for path, results in zip(paths, found, strict=True):
+        if results["code"] != code:
+            raise ValueError(f"{path}: since then the code has changed")
+    rows = [row for results in found for row in results["rows"]]
+    torches = " and ".join(sorted({results["torch"] for results in found}))
+    kept = {"code": code, "torch": torches, "made by": made, "table": pool(rows), "rows": rows}
+    shown = f"{made} Torch {torches}.\n\n{kept['table']}"
     page.write_text(replace_block(page.read_text(), "sweep", shown))
-    kept = json.dumps(results | {"made by": made}, indent=1)
-    (ROOT / "saved_models/published/sweep.json").write_text(kept, "utf-8")
+    (ROOT / "saved_models/published/sweep.json").write_text(json.dumps(kept, indent=1), "utf-8")
 
 
 def main():
@@ -247,7 +274,7 @@ def main():
     add_parameters(parser)
     parser.add_argument("--trained", type=Path)
     parser.add_argument("--from", dest="folder", type=Path)
-    parser.add_argument("--sweep", type=Path)
+    parser.add_argument("--sweep", type=Path, nargs="+")
     parser.add_argument("--command", help="what trained, if not this")
     parser.add_argument("--commit", help="of the code that trained, if not HEAD")
     parser.add_argument("--name", help="of a run on another data set, if not the data set's")
