@@ -10,13 +10,16 @@ PARAMETERS += DATASETS SEEDS CLUSTER
 unexport $(PARAMETERS)
 typed  = $(findstring command,$(origin $1))
 quoted = '$(subst ','\'',$1)'
+either = $(call quoted,$(if $(call typed,$1),$(value $1),$2))
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(call typed,$p),-p $p $(call quoted,$(value $p))))
-FETCH  = $(VENV)/bin/python tools/fetch_data.py $(call quoted,$(if $(call typed,DATASET),$(value DATASET),fashion-mnist)) \
-	$(call quoted,$(if $(call typed,DATA_DIR),$(value DATA_DIR),data))
+IMAGES = $(if $(call typed,DATASETS),$(call either,DATASETS),$(call either,DATASET,fashion-mnist))
+FETCH  = $(VENV)/bin/python tools/fetch_data.py $(IMAGES) $(call either,DATA_DIR,data)
 
 # Whatever else is given there is a mistake, which would otherwise be passed over.
 UNKNOWN := $(filter-out $(PARAMETERS) PYTHON VENV,$(foreach v,$(.VARIABLES),$(if $(call typed,$v),$v)))
 $(if $(UNKNOWN),$(error no such parameter: $(UNKNOWN); allowed: $(PARAMETERS)))
+ALONE := $(filter test mutants browser stress lab bench clean,$(MAKECMDGOALS))
+$(if $(strip $(GIVEN)),$(if $(ALONE),$(error $(ALONE) has no parameters, but these were given: $(strip $(GIVEN)))))
 
 export PYTHONWARNINGS := ignore::FutureWarning
 export PYTHONUNBUFFERED := 1

@@ -26,8 +26,9 @@ from PIL import Image, ImageFilter  # noqa: E402
 from torchvision import datasets  # noqa: E402
 
 
-def write(root, n, different=500):
+def write(root, n):
     """CelebA's files under `root`, with `n` images: four fifths for training."""
+    different = 500  # the others are links to these
     rng = np.random.default_rng(0)
     images = root / "celeba" / "img_align_celeba"
     images.mkdir(parents=True)

@@ -51,14 +51,18 @@ def fashion_mnist(cells):
     return cells.load_images(cells.source, DATA_DIR, CPU)
 
 
-@pytest.fixture(scope="session")
-def tiny(cells):
+def random_images(cells):
     """An ImageData of 200 random training and 100 random test images."""
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (300, 1, 28, 28), generator=rng, dtype=torch.uint8)
     labels = torch.randint(10, (300,), generator=rng)
     parts = (images[:200], labels[:200], images[200:], labels[200:])
     return cells.ImageData(*parts, list("0123456789"))
+
+
+@pytest.fixture(scope="session")
+def tiny(cells):
+    return random_images(cells)
 
 
 @pytest.fixture
@@ -116,6 +120,11 @@ def train_all(
 def train_one(cells, settings, *arguments, **options):
     """The finished Run of one training."""
     return train_all(cells, [settings], *arguments, **options)[settings.method]
+
+
+def weights(network):
+    """All weights of a network, float [n]."""
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
 def brightness(pictures):

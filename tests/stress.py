@@ -13,7 +13,6 @@ clear error.
 """
 
 import argparse
-import contextlib
 import hashlib
 import os
 import random
@@ -30,8 +29,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import torch
-from conftest import CPU, METHODS, brightness, train_one
-from notebook_cells import load_cells
+from conftest import CPU, METHODS, brightness, random_images, train_one
+from notebook_cells import load_cells, silence
 from tqdm import tqdm
 
 # Its lock is one semaphore for all forked processes: killed while it holds that, a training would
@@ -69,15 +68,6 @@ def state_of(cells, run):
     parts = {name: getattr(run, name).state_dict() for name in cells.STATEFUL}
     parts |= {name: getattr(run, name) for name in cells.PLAIN}
     return digest(parts | {"rng": run.rng.get_state()})
-
-
-@contextlib.contextmanager
-def silence():
-    with contextlib.ExitStack() as stack:
-        nowhere = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(contextlib.redirect_stdout(nowhere))
-        stack.enter_context(contextlib.redirect_stderr(nowhere))
-        yield
 
 
 def train(cells, data, settings, folder):
@@ -218,9 +208,7 @@ def main():
         folder = Path(name)
         places = {"MODELS_DIR": str(folder / "models"), "IMAGES_DIR": str(folder / "images")}
         cells = load_cells(PROFILE="smoke", DEVICE="cpu", PRECISION="float32", **places)
-        images = torch.randint(256, (300, 1, 28, 28), dtype=torch.uint8)
-        parts = [torch.randint(10, (n,)) for n in (200, 100)]
-        data = cells.ImageData(images[:200], parts[0], images[200:], parts[1], list("0123456789"))
+        data = random_images(cells)
         os.chdir(folder)
         for method in METHODS:
             (folder / method).mkdir()

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from conftest import CPU, METHODS, brightness, same_state, train_all, train_one
+from conftest import CPU, METHODS, brightness, same_state, train_all, train_one, weights
 from test_notebook import printed, run_notebook
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -38,10 +38,6 @@ def new_run(cells, method, precision="float32", **changes):
     return run
 
 
-def flat(network):
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", [*METHODS, "WGAN-GP with RMSProp"])
 def test_the_graph_computes_what_the_steps_compute(cells, there, capsys, precision, method):
@@ -50,7 +46,7 @@ def test_the_graph_computes_what_the_steps_compute(cells, there, capsys, precisi
     changes = {"optimizer": "rmsprop", "learning_rate": 1e-3} if other else {}
     runs = [new_run(cells, method, precision, linear_decay=1.0, **changes) for _ in range(2)]
     eager, graphed = runs
-    start = {name: flat(getattr(eager, name)) for name in ("critic", "generator", "average")}
+    start = {name: weights(getattr(eager, name)) for name in ("critic", "generator", "average")}
     steps = cells.iterations(eager, there.train)
     with cells.iterating(graphed, there.train) as replayed:
         for _ in range(10):
@@ -60,7 +56,7 @@ def test_the_graph_computes_what_the_steps_compute(cells, there, capsys, precisi
     assert eager.rng.get_state().equal(graphed.rng.get_state())
     assert eager.iteration == graphed.iteration == 10
     for name, before in start.items():
-        ours, theirs = (flat(getattr(r, name)) for r in runs)
+        ours, theirs = (weights(getattr(r, name)) for r in runs)
         assert (ours - theirs).norm() < 0.05 * (ours - before).norm(), name
 
 

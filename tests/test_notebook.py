@@ -242,13 +242,12 @@ def test_the_committed_run_is_whole_and_of_the_current_code(committed, code):
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
     assert committed.metadata.language_info.name == "python"
     assert "application/vnd.jupyter.widget" not in json.dumps(committed)
-    assert "widgets" not in committed.metadata and "papermill" not in committed.metadata
+    assert "widgets" not in committed.metadata
     allowed = {"tags", "cellView", "jupyter"}  # no timings
     assert not [cell for cell in code if cell.metadata.keys() - allowed]
     assert max(len(json.dumps(cell.outputs)) for cell in code) < 5e5
     text = printed(committed)
-    assert f"Profile {publish.COMMITTED} on" in text and "left out" not in text
-    assert "READING" not in json.dumps(committed)  # each figure has its reading
+    assert f"Profile {publish.COMMITTED} on" in text and "left out" not in text.lower()
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +292,7 @@ def test_all_that_is_shown_was_made_by_one_version_of_the_code(committed):
         assert f"{results['made by']} Torch" in page and results["table"] in page
 
 
-def test_only_what_evaluation_needs_is_published(tables):
+def test_only_what_evaluation_needs_is_published():
     files = [path for path in PUBLISHED.rglob("*") if path.is_file()]
     sizes = dict.fromkeys(PUBLISHED.iterdir(), 0)
     for path in files:
@@ -334,7 +333,9 @@ def test_published_generators_have_the_score_of_their_last_stage(
     assert judge.scores(cells.generate(generator, z)) == pytest.approx(scores, rel=0.001)
 
 
-@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "RESULTS.md", "benchmarks/README.md", "saved_models/README.md"]
+)
 def test_links_and_pictures_of_the_pages_lead_somewhere(page):
     """Files exist, and headings that links name; pictures are small; so is the README."""
     text = (ROOT / page).read_text()

@@ -161,6 +161,28 @@ def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
     assert "![The same noise after 1 epoch and after 10](images/pictures/epochs.png)" in block
 
 
+def test_a_run_without_weights_or_without_a_place_is_refused_before_it_is_made(
+    execution, monkeypatch
+):
+    """Also when it has been made before; nothing that is installed is lost."""
+    root, folder = execution
+    publish.install(folder, "The committed one.")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    monkeypatch.setattr(publish, "make", lambda *given: pytest.fail("was made"))
+    odd = {"TRAIN": ("False", "TRAIN is False; allowed: True")}
+    odd["DATASET"] = "celeba", "<!-- run celeba: begin --> stands 0 times in the page"
+    for name, (value, said) in odd.items():
+        monkeypatch.setattr(sys, "argv", ["publish.py", "--commit", "abc", "-p", name, value])
+        with pytest.raises(SystemExit, match=said):
+            publish.main()
+    notebook = nbformat.read(folder / "wgan_gp.ipynb", 4)
+    set_parameters(notebook, {"TRAIN": False})
+    nbformat.write(notebook, folder / "wgan_gp.ipynb")
+    with pytest.raises(ValueError, match="TRAIN is False; allowed: True"):
+        publish.install(folder, "")
+    assert before == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def test_sweeps_are_installed_as_one_table_if_the_code_is_still_the_same(execution):
     root, folder = execution
     page, files = root / "RESULTS.md", [folder / "quick.json", folder / "paper.json"]

@@ -114,7 +114,7 @@ def test_lines_that_are_updated_are_said_once_a_minute_and_at_their_end(start, t
     assert [output.data for output in last.outputs] == [{"text/plain": "DCGAN: 2%\nWGAN: 2%"}]
 
 
-def test_in_a_terminal_they_are_redrawn_in_place(start, tmp_path):
+def test_in_a_terminal_they_are_redrawn_in_place(start):
     """What is printed meanwhile stays: the lines begin anew below it."""
     terminal, end = pty.openpty()
     process = start(UPDATING + "print('done')\n" + AGAIN, stdout=end)

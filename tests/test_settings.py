@@ -213,10 +213,15 @@ def test_make_passes_every_parameter_on_as_it_was_typed(make, tmp_path):
     assert not (tmp_path / "touched").exists()
     several = {"SEEDS": "0,1", "DATASETS": "mnist,gtsrb", "CLUSTER": "tcp://one:8786"}
     shown = make("sweep", *map("=".join, several.items())).stdout
+    assert "<tools/fetch_data.py>\n<mnist,gtsrb>\n<data>\n" in shown
     assert "<tools/sweep.py>\n<-p>\n" in shown
     assert all(f"<-p>\n<{name}>\n<{value}>\n" in shown for name, value in several.items())
     made = make("run", "SEEED=3")
     assert made.returncode and "no such parameter: SEEED; allowed: DATASET " in made.stderr
+    made = make("bench", "DATASET=mnist")
+    said = "bench has no parameters, but these were given: -p DATASET 'mnist'."
+    assert made.returncode and said in made.stderr
+    assert "<benchmarks/training_speed.py>" in make("bench").stdout
 
 
 @pytest.mark.parametrize("native", [True, False])

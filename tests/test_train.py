@@ -103,10 +103,10 @@ def start(function, *arguments, options=()):
     return subprocess.Popen(command, env=environment, **pipes)
 
 
-def end(process, seconds=180):
-    """(return code, standard output, errors) of torchrun, which has so long to end."""
+def end(process):
+    """(return code, standard output, errors) of torchrun, which has three minutes to end."""
     try:
-        shown, errors = process.communicate(timeout=seconds)
+        shown, errors = process.communicate(timeout=180)
     except subprocess.TimeoutExpired:
         process.terminate()  # and with it, after half a minute, the processes it started
         shown, errors = process.communicate(timeout=90)
@@ -312,7 +312,7 @@ def test_more_processes_than_can_share_are_refused(monkeypatch, n, kind, size, s
     train.check(cells, enough[kind])  # a DCGAN is not asked for, and may be what it likes
 
 
-def test_one_process_alone_trains_as_the_notebook_does(chosen, finished, monkeypatch, tmp_path):
+def test_one_process_alone_trains_as_the_notebook_does(chosen, monkeypatch, tmp_path):
     changes = {method: {"iterations": 5} for method in METHODS}
     others = {"METHODS": "DCGAN, WGAN-GP", "CHANGES": changes}
     given = [w for pair in chosen("one", **others).items() for w in ("-p", *map(str, pair))]

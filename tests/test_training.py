@@ -17,11 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, METHODS, brightness, compare, same_state, train_all, train_one
-
-
-def weights(network):
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
+from conftest import CPU, METHODS, brightness, compare, same_state, train_all, train_one, weights
 
 
 def snapshot(network):

@@ -5,8 +5,8 @@ python tools/architectures.py [--figure-2] [--table-2] [--random N] [--iteration
 
 Without --figure-2 and --table-2 it makes both, in hours, by the notebook's cells and with its
 parameters, on the workers that sweep.py would have; PROFILE is quick unless given. What has been
-trained is kept in architectures.pt and random_architectures.pt of the run's folder, so that it goes
-on after an interruption. Figures of these names go to the run's image folder.
+trained is kept in architectures.pt and random_architectures.pt of the run's folder, which SEED
+names, so that it goes on after an interruption. Figures of these names go to its image folder.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 import sweep
 import torch
 import torch.nn.functional as F
-from notebook_cells import load_cells
+from notebook_cells import load_cells, silence
 from pages import markdown_table
 from run_notebook import add_parameters
 from torch import nn
@@ -116,7 +116,7 @@ def varied_networks(cells, chosen, shape, name):
 
 def measure(task, ready, name, method, seed, iterations, precision):
     """On a worker: scores and samples of a varied architecture trained by `method`."""
-    with sweep.silence():
+    with silence():
         cells = sweep.load_task(task)
     chosen = cells.replace(cells.settings[method], seed=seed, iterations=iterations)
     networks = varied_networks(cells, chosen, tuple(cells.data.train.shape[1:]), name)

@@ -1,6 +1,6 @@
-"""python tools/fetch_data.py [DATASET] [DATA_DIR]: make sure that Fashion-MNIST's files are there.
+"""python tools/fetch_data.py [DATASETS] [DATA_DIR]: make sure that Fashion-MNIST's files are there.
 
-Does nothing for other data sets, which the notebook itself fetches.
+Does nothing if it is not among these, with commas between them: the notebook fetches the others.
 """
 
 import gzip
@@ -70,8 +70,8 @@ def fetch(root, ways=(from_torchvision, from_debian)):
 
 
 if __name__ == "__main__":
-    dataset, data_dir = sys.argv[1:] + ["fashion-mnist", "data"][len(sys.argv) - 1 :]
-    if dataset == "fashion-mnist":
+    datasets, data_dir = sys.argv[1:] + ["fashion-mnist", "data"][len(sys.argv) - 1 :]
+    if "fashion-mnist" in map(str.strip, datasets.split(",")):
         try:
             fetch(data_dir)
         except RuntimeError as error:

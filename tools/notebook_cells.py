@@ -1,4 +1,4 @@
-"""Import the cells of wgan_gp.ipynb as a module: tests and benchmarks run the notebook's code."""
+"""Import the cells of wgan_gp.ipynb as a module: tests, benchmarks and tools run its code."""
 
 import ast
 import hashlib
@@ -7,7 +7,7 @@ import json
 import linecache
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +53,13 @@ def load_judged(**parameters):
     n = 500 if cells.profile == "smoke" else 10_000
     cells.n_samples = min(n, len(cells.data.test), len(cells.data.train))
     return cells
+
+
+@contextmanager
+def silence():
+    """What is printed inside goes nowhere."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def code_digest(cells):

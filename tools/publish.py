@@ -1,13 +1,13 @@
 """Execute the notebook alone in a fresh folder, then install what it made as a run that is shown.
 
 python tools/publish.py [-p NAME VALUE]...   executes with these parameters, then installs
-python tools/publish.py -p TRAIN False       evaluates the published weights anew
 python tools/publish.py --trained DIR        takes over what is finished in DIR, a run's folder
 python tools/publish.py --from DIR           installs an execution of the notebook left in DIR
 python tools/publish.py --sweep FILE...      installs the results.json of runs of tools/sweep.py
 
 Without parameters it is the committed run, whose outputs the notebook holds. A run on another data
-set goes to its block in RESULTS.md, `run NAME`, and to images/NAME, a sweep's table to `sweep`.
+set goes to its block in RESULTS.md, `run NAME`, whose marks must stand there before, and to
+images/NAME; a sweep's table goes to the block `sweep`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -64,9 +65,21 @@ def claims_table(claims, whole=False):
     return markdown_table(["", "the paper", *more, "verdict"], rows)
 
 
+def place_of(parameters, name=None):
+    """What a run with these parameters is called: `name` or its data set; the committed one ''.
+
+    Raises ValueError for one that RESULTS.md has no place for, or that leaves no weights.
+    """
+    if not parameters["TRAIN"]:
+        raise ValueError("TRAIN is False; allowed: True, for weights are installed too")
+    committed = (parameters["DATASET"], parameters["PROFILE"]) == (SHOWN, COMMITTED)
+    name = "" if committed else name or parameters["DATASET"]
+    replace_block((ROOT / "RESULTS.md").read_text(), f"run {name}".strip(), "")
+    return name
+
+
 def make(folder, parameters, trained=None):
     """Run the notebook alone in `folder`, with the project's data if it has been fetched before."""
-    parameters = {"DATASET": SHOWN, "PROFILE": COMMITTED} | parameters
     if (ROOT / "data").exists():
         (folder / "data").symlink_to(ROOT / "data")
     taken = [trained, trained.parent / "judges"] if trained else []
@@ -223,19 +236,16 @@ def install(folder, made, name=None, shown=FIGURES):
     """
     notebook = executed_notebook(folder / NOTEBOOK.name)
     parameters = defaults(nbformat.read(folder / NOTEBOOK.name, 4))
+    name, page = place_of(parameters, name), ROOT / "RESULTS.md"
     runs = [path for path in (folder / "images").iterdir() if path.is_dir()]
     if len(runs) != 1:
         raise ValueError(f"{folder} holds {len(runs)} runs; allowed: 1")
     models = folder / "saved_models" / runs[0].name
-    results, claims, page = json_of(models, "results"), {}, ROOT / "RESULTS.md"
+    results, claims = json_of(models, "results"), {}
     dataset = next(iter(results["settings"].values()))["dataset"]
-    committed = (parameters["DATASET"], parameters["PROFILE"]) == (SHOWN, COMMITTED)
-    name = "" if committed else name or dataset
-    block = f"run {name}".strip()
-    replace_block(page.read_text(), block, "")  # refuses a run without a place before anything else
     results |= {"data set": dataset, "made by": made, "code": notebook.metadata["code_sha256"]}
     (models / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
-    if committed:
+    if not name:
         claims = json_of(models, "claims")
         install_files(models, runs[0], INSTALLED, ["*.*"], "")
         samples = (runs[0] / "samples.png").read_bytes()
@@ -248,7 +258,8 @@ def install(folder, made, name=None, shown=FIGURES):
             shrink(path)
     export_generators(ROOT / "saved_models/published" / dataset, parameters)
     text = page.read_text()
-    page.write_text(replace_block(text, block, run_page(text, name, results, claims)))
+    shown = run_page(text, name, results, claims)
+    page.write_text(replace_block(text, f"run {name}".strip(), shown))
 
 
 def install_sweep(paths, made):
@@ -282,16 +293,24 @@ def main():
     chosen = parser.parse_args()
     git = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
     commit = chosen.commit or subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    if chosen.sweep:
-        install_sweep(chosen.sweep, f"`{chosen.command or 'make sweep'}`, commit {commit}.")
-        return
-    folder = chosen.folder or Path(tempfile.mkdtemp(prefix="wgan_gp-"))
-    command = chosen.command or " ".join(["make publish", *map("=".join, chosen.given)])
-    print(f"{'Installing' if chosen.folder else 'Executing in'} {folder}", flush=True)
-    if not chosen.folder:
-        given = read_parameters(nbformat.read(NOTEBOOK, 4), chosen.given)
-        make(folder, given, chosen.trained)
-    install(folder, f"`{command}`, commit {commit}.", chosen.name, chosen.figures)
+    tool = "make sweep" if chosen.sweep else "make publish"
+    command = chosen.command or " ".join([tool, *map("=".join, chosen.given)])
+    made = f"`{command}`, commit {commit}."
+    try:
+        if chosen.sweep:
+            return install_sweep(chosen.sweep, made)
+        folder = chosen.folder or Path(tempfile.mkdtemp(prefix="wgan_gp-"))
+        if not chosen.folder:
+            notebook = nbformat.read(NOTEBOOK, 4)
+            parameters = defaults(notebook) | {"DATASET": SHOWN, "PROFILE": COMMITTED}
+            parameters |= read_parameters(notebook, chosen.given)
+            place_of(parameters, chosen.name)  # now, not after hours
+            print(f"Executing in {folder}", flush=True)
+            make(folder, parameters, chosen.trained)
+        print(f"Installing {folder}", flush=True)
+        install(folder, made, chosen.name, chosen.figures)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

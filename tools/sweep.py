@@ -11,7 +11,7 @@ to training images, by which settings may be chosen. What was finished or begun 
 again. Without CLUSTER the workers are this machine's, one for each core or GPU; those of a cluster
 run in the same folder, with PYTHONPATH=tools. A worker that dies costs what it did since its last
 checkpoint: another one goes on. Ctrl-C saves, and the same command goes on. At the end there is a
-table, seeds pooled; it and every row stand in MODELS_DIR/sweep/results.json.
+table, seeds pooled; it and every row stand in MODELS_DIR/sweep/results.json until the next sweep.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import statistics
 import sys
 import threading
 import time
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import product
 from pathlib import Path
 
@@ -31,7 +30,7 @@ import nbformat
 import torch
 from dask.system import CPU_COUNT
 from live_lines import LiveLines
-from notebook_cells import NOTEBOOK, code_digest, load_cells, load_judged
+from notebook_cells import NOTEBOOK, code_digest, load_cells, load_judged, silence
 from pages import markdown_table
 from run_notebook import add_parameters, defaults, literal, read_parameters
 from tqdm import tqdm
@@ -68,13 +67,6 @@ def name_of(task):
     """A task in a few words."""
     changes = "".join(f", {k} {v}" for some in task["CHANGES"].values() for k, v in some.items())
     return f"{task['DATASET']}, {task['METHODS']}, seed {task['SEED']}{changes}"
-
-
-@contextmanager
-def silence():
-    """What is printed inside goes nowhere."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
 
 
 def load_task(task):
