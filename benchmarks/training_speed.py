@@ -1,7 +1,8 @@
 """Time the notebook's training beside the usual loop, alternating in one run, with its own cells.
 
     python benchmarks/training_speed.py [--alternations 7] [--widths 32 64 128] [--batches 64 512]
-                                        [--no-table]
+                                        [--pixels 28 32] [--precision float32] [--data-dir data]
+                                        [--no-table] [--no-evaluation]
 
 Both train WGAN-GP with the same networks, batch and penalty. The usual loop is written as most
 repositories have it: a DataLoader with per-image transforms, float32, samples whose graph reaches
