@@ -199,7 +199,15 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
     sent.clear()
     said = run("--table-2")
     assert not sent and "C4: not reproduced" in said and "C5" not in said
-    said = run("--table-2", "--random", "1", "--iterations", "3", SEEDS="4,5,5")
-    assert sent == [(0, method, seed) for method in ("DCGAN", "WGAN-GP") for seed in (4, 5)]
+    for other in (["--iterations", "3"], ["--random", "1"]):
+        with pytest.raises(SystemExit, match="holds 4 results of other architectures"):
+            run("--table-2", *other, SEEDS="4")
+    assert not sent
+    run("--table-2", SEEDS="0,4")  # more seeds
+    assert sent == [(n, method, 4) for n in range(2) for method in ("DCGAN", "WGAN-GP")]
+    sent.clear()
+    other = {"SEEDS": "4,5,5", "START": "afresh"}
+    said = run("--table-2", "--random", "1", "--iterations", "3", **other)
+    assert sent == [(0, method, seed) for seed in (4, 5) for method in ("DCGAN", "WGAN-GP")]
     assert "Inception score of 2 random networks" in said
     assert torch.load(folder / "random_architectures.pt")["made_by"]["size"]["iterations"] == 3

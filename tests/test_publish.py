@@ -171,8 +171,10 @@ def test_a_run_without_weights_or_without_a_place_is_refused_before_it_is_made(
     monkeypatch.setattr(publish, "make", lambda *given: pytest.fail("was made"))
     odd = {"TRAIN": ("False", "TRAIN is False; allowed: True")}
     odd["DATASET"] = "celeba", "<!-- run celeba: begin --> stands 0 times in the page"
-    for name, (value, said) in odd.items():
-        monkeypatch.setattr(sys, "argv", ["publish.py", "--commit", "abc", "-p", name, value])
+    refused = [(["-p", name, value], said) for name, (value, said) in odd.items()]
+    refused.append((["--trained", "nowhere"], "--trained is nowhere; allowed: the folder of a run"))
+    for words, said in refused:
+        monkeypatch.setattr(sys, "argv", ["publish.py", "--commit", "abc", *words])
         with pytest.raises(SystemExit, match=said):
             publish.main()
     notebook = nbformat.read(folder / "wgan_gp.ipynb", 4)
@@ -189,9 +191,9 @@ def test_sweeps_are_installed_as_one_table_if_the_code_is_still_the_same(executi
     shared = {"data set": "mnist", "method": "WGAN", "minutes": 1.0, "machine": "a CPU"}
     for path, seeds in zip(files, ((0, 1), (2,)), strict=True):
         rows = [{"seed": seed, "scores": {"Frechet distance": 1.0 + seed}} for seed in seeds]
-        sweep.write_results(path, [shared | {"settings": path.stem} | row for row in rows])
-    page.write_text(f"{page.read_text()}<!-- sweep: begin --><!-- sweep: end -->")
-    publish.install_sweep(files, "`make sweep`, commit abc.")
+        rows = [shared | {"settings": path.stem} | row for row in rows]
+        sweep.write_results(path, rows, sweep.versions())
+    publish.install_sweep([*files, files[0]], "`make sweep`, commit abc.")  # each row once
     said = f"<!-- sweep: begin -->\n`make sweep`, commit abc. Torch {torch.__version__}.\n\n| data"
     assert said in page.read_text()
     assert "| mnist | WGAN | quick | 0, 1 | 1.50 ± 0.71 |" in page.read_text()
@@ -204,6 +206,13 @@ def test_sweeps_are_installed_as_one_table_if_the_code_is_still_the_same(executi
     nbformat.write(notebook, root / "wgan_gp.ipynb")
     with pytest.raises(ValueError, match=r"quick\.json: since then the code has changed"):
         publish.install_sweep(files, "")
+
+
+def test_what_an_experiment_kept_stays_in_full_precision(tmp_path):
+    torch.save({"results": [torch.ones(3)]}, path := tmp_path / "value_surfaces.pt")
+    before = path.read_bytes()
+    publish.halve(path)
+    assert path.read_bytes() == before
 
 
 def test_a_large_picture_gets_a_palette_and_looks_the_same(tmp_path):

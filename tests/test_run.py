@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import live_lines
 import nbformat
 import pytest
 from conftest import ROOT
@@ -131,6 +132,14 @@ def test_in_a_terminal_they_are_redrawn_in_place(start):
     assert "\x1b[2F".join(drawn[:3]) + "done\n" + drawn[3] in lines
 
 
+def test_where_lines_have_become_fewer_no_old_ones_stay(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    lines = live_lines.LiveLines()
+    lines.update(["a", "b", "c"])
+    lines.update(["d"])
+    assert capsys.readouterr().out == "a\x1b[K\nb\x1b[K\nc\x1b[K\n\x1b[3Fd\x1b[K\x1b[J\n"
+
+
 def test_a_kernel_that_does_not_end_when_asked_is_ended(start):
     endless = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     process = start(endless)
@@ -144,6 +153,11 @@ def test_an_unknown_parameter_is_refused_before_a_kernel_starts(start, tmp_path)
     assert process.returncode == 1
     assert "no such parameter: SEEDS; allowed: SEED, METHODS" in errors
     assert not shown and not (tmp_path / "executed.ipynb").exists()
+
+
+def test_a_folder_in_place_of_the_output_is_refused_before_a_kernel_starts(start, tmp_path):
+    shown, errors = start("print('never')", "--output", str(tmp_path)).communicate(timeout=180)
+    assert not shown and f"--output is {tmp_path}, a folder; allowed: a file" in errors
 
 
 def test_ctrl_c_waits_for_the_saving(start, tmp_path):

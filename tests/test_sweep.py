@@ -106,7 +106,7 @@ def test_a_sweep_is_what_its_tasks_are_one_by_one_although_a_worker_is_killed(
     parameters, _ = sweep.choose((given | {"MODELS_DIR": "alone"}).items(), SEEDS="")
     tasks, threads = sweep.plan(parameters, ["mnist"], [0, 1]), torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = [sweep.run_task(number, task) for number, (task, _) in enumerate(tasks)]
+    alone = [sweep.run_task("", number, task) for number, (task, _) in enumerate(tasks)]
     torch.set_num_threads(threads)
     for row in rows + alone:
         assert row.pop("minutes") > 0
@@ -155,6 +155,75 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(given, tmp_path):
     assert {row["data set"] for row in rows_of(models)} == {"mnist"}
 
 
+def test_a_training_whose_sweep_is_gone_saves_and_ends(given, client, cluster, tmp_path):
+    """Else it would go on beside the one that begins where the same command is given again."""
+    given |= {"CHANGES": repr({"WGAN-GP": {"iterations": 100_000}}), "SEEDS": "0"}
+    parameters, _ = sweep.choose(given.items(), SEEDS="")
+    ((task, _),) = sweep.plan(parameters, ["mnist"], [0])
+    models, until = tmp_path / "saved_models", time.monotonic() + 120
+    with distributed.Client(cluster) as gone:
+        kept = gone.submit(sweep.run_task, gone.id, 0, task)
+        while not list(models.glob("mnist-*/WGAN-GP.checkpoint-?.pt")):
+            assert time.monotonic() < until and not kept.done()
+            time.sleep(0.05)
+        assert any(client.run(lambda dask_worker: len(dask_worker.active_threads)).values())
+    while any(client.run(lambda dask_worker: len(dask_worker.active_threads)).values()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    (path,) = models.glob("mnist-*/WGAN-GP.pt")
+    assert 0 < torch.load(path)["iteration"] < 100_000
+
+
+class Ended:
+    """The future of a task that has ended: with its row, or while Ctrl-C is pressed again."""
+
+    def __init__(self, row):
+        self.row = row
+
+    def done(self):
+        return True
+
+    def result(self):
+        if self.row is None:
+            raise KeyboardInterrupt
+        return self.row
+
+
+def test_data_are_prepared_once_and_rows_survive_a_second_ctrl_c(cells):
+    rows, prepared = iter([{"seed": 0}, {"seed": 1}, None]), []
+
+    def submit(function, *given, **options):
+        if function is sweep.prepare:
+            return prepared.append(given[0]["DATASET"])
+        return Ended(next(rows))
+
+    known = {"METHODS": "WGAN", "SEED": 0, "CHANGES": {}}
+    tasks = [(known | {"DATASET": name}, 5) for name in ("mnist", "gtsrb", "mnist")]
+    client = SimpleNamespace(id="one", subscribe_topic=lambda *_: None, submit=submit)
+    found, failed, _ = sweep.run_all(client, tasks, cells.deferred_interrupts)
+    assert prepared == ["mnist", "gtsrb"] and found == [{"seed": 0}, {"seed": 1}]
+    assert failed == ["Not waited for; what was saved last is kept"]
+
+
+def test_other_sweeps_on_the_same_workers_are_neither_heard_nor_stopped(cells):
+    told = {"sweep": "two", "task": 7, "iteration": 3, "line": "mnist"}
+    hears, ends = [], iter([False, True, True])
+
+    class Future(Ended):
+        def done(self):
+            hears[0]((0.0, told))
+            return next(ends)
+
+    client = SimpleNamespace(id="one", subscribe_topic=lambda _, hear: hears.append(hear))
+    client.submit = lambda *given, **options: Future({"seed": 0})
+    tasks = [({"DATASET": "mnist"}, 5)]
+    assert sweep.run_all(client, tasks, cells.deferred_interrupts) == ([{"seed": 0}], [], False)
+    sweep.stop("two")
+    assert sweep.run_task("two", 0, {}) is None
+    with pytest.raises(KeyError):  # that of one goes to work
+        sweep.run_task("one", 0, {})
+
+
 REFUSED = [
     ({"METHODS": "GAN"}, "METHODS is 'GAN'; allowed: 'DCGAN'"),
     ({"SEEDS": "0,x"}, "seed is 'x'"),
@@ -162,6 +231,10 @@ REFUSED = [
     ({"SPEED": "3"}, "no such parameter: SPEED"),
     ({"START": "afresh"}, "allowed in a sweep: True, 'resume'"),
     ({"CHANGES": "{'WGAN': {'clip': [0.1, 99.0]}}", "METHODS": "WGAN"}, "clip is 99.0; allowed"),
+    ({"CHANGES": "3"}, "CHANGES is 3, int; allowed: dict"),
+    ({"CHANGES": "{'WGANGP': {'clip': 0.1}}"}, "a method in CHANGES is 'WGANGP'; allowed: 'DCGAN'"),
+    ({"CHANGES": "{'WGAN-GP': 3}"}, "CHANGES['WGAN-GP'] is 3, int; allowed: dict"),
+    ({"CHANGES": "{'WGAN-GP': {'clip': []}}"}, "lists no values; allowed: one or more"),
     ({"CLUSTER": "tcp://127.0.0.1:9"}, "CLUSTER is 'tcp://127.0.0.1:9'; allowed: the address"),
 ]
 
@@ -179,10 +252,15 @@ def raising(error):
     return fail
 
 
+HERE = sweep.versions()
 WORKERS = [
     (
-        lambda *_: {"tcp://one:1": True, "tcp://two:2": False},
+        lambda *_: {"tcp://one:1": (True, HERE), "tcp://two:2": (False, HERE)},
         "which tcp://two:2 cannot see; all",
+    ),
+    (
+        lambda *_: {"tcp://one:1": (True, HERE), "tcp://two:2": (True, HERE | {"torch": "2.6"})},
+        r"workers have tcp://two:2 \{.*'torch': '2.6'\}; allowed: ",
     ),
     (raising(ModuleNotFoundError("No module", name="sweep")), "lack sweep; allowed: started here"),
     (raising(TimeoutError()), "CLUSTER has no workers; allowed: one or more"),

@@ -131,10 +131,24 @@ def measure(task, ready, name, method, seed, iterations, precision):
     return row | cells.judge.scores(pictures)
 
 
+def check_kept(cells, name, cases, size):
+    """Raise ValueError if NAME.pt holds results that `experiment` would replace by others."""
+    path = cells.models / f"{name}.pt"
+    if path.exists() and cells.START == "resume":
+        saved = cells.read_saved(path, ("cases", "made_by", "results"))
+        known = saved["cases"][: len(saved["results"])]
+        if saved["made_by"]["size"] != size or known != [list(c) for c in cases[: len(known)]]:
+            raise ValueError(
+                f"{path} holds {len(known)} results of other architectures, seeds, iterations or "
+                "precision; allowed: the same and more, another MODELS_DIR, or START=afresh"
+            )
+
+
 def train_all(cells, client, task, name, cases, iterations):
     """What was measured of these (architecture, method, seed) by workers, kept as NAME.pt."""
     size = {"iterations": iterations, "precision": cells.precision}
     cases, futures = list(cases), {}
+    check_kept(cells, name, cases, size)
 
     def measured(*case, **size):
         if not futures:  # what is asked for first is the first that the file lacks
@@ -149,7 +163,8 @@ def train_all(cells, client, task, name, cases, iterations):
 def figure_2(cells, client, task, seeds, iterations):
     """Results of Figure 2 (section 5.2): every architecture by every method, usually two seeds."""
     smoke = cells.profile == "smoke"
-    cases = product(ARCHITECTURES, cells.PAPER, seeds or range(1 if smoke else 2))
+    cases = product(seeds or range(1 if smoke else 2), ARCHITECTURES, cells.PAPER)
+    cases = [(name, method, seed) for seed, name, method in cases]  # later seeds come after
     iterations = iterations or (5 if smoke else 3_000)
     return train_all(cells, client, task, "architectures", cases, iterations)
 
@@ -186,7 +201,8 @@ def sign_test(a, b):
 def table_2(cells, client, task, seeds, iterations, n):
     """Results of Table 2 (section 5.1): n random architectures, usually 40, by two methods."""
     smoke = cells.profile == "smoke"
-    cases = product(range(n or (2 if smoke else 40)), ("DCGAN", "WGAN-GP"), seeds or [0])
+    cases = product(seeds or [0], range(n or (2 if smoke else 40)), ("DCGAN", "WGAN-GP"))
+    cases = [(number, method, seed) for seed, number, method in cases]
     iterations = iterations or (5 if smoke else 1_000)
     return train_all(cells, client, task, "random_architectures", cases, iterations)
 
@@ -237,6 +253,7 @@ def main():
         given = [("PROFILE", "quick"), *chosen.given]
         task, own = sweep.choose(given, SEEDS="", CLUSTER="")
         cells, seeds = load_cells(**task), sweep.listed(own["SEEDS"])
+        task["PROFILE"] = cells.profile  # here, not by worker
         for seed in seeds:
             cells.replace(cells.PAPER["DCGAN"], seed=seed)  # refuses what is none
         if (source := cells.source).target != "classes":
@@ -254,8 +271,12 @@ def main():
             report(cells, "C5", show_figure_2, figure_2(*given))
         if chosen.table_2 or not chosen.figure_2:
             report(cells, "C4", show_table_2, table_2(*given, chosen.random))
+    except ValueError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("Stopped. What has been trained is kept; run again, and it goes on")
+    except Exception as error:  # of a task, which may raise anything
+        sys.exit(f"{type(error).__name__}: {error}\nWhat has been trained is kept")
     finally:
         sweep.leave(client, own["CLUSTER"])
 

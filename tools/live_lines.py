@@ -30,6 +30,7 @@ class LiveLines:
             width, up = get_terminal_size().columns - 1, f"\x1b[{self.above}F" * (self.above > 0)
             lines = [f"{line[:width]}\x1b[K" for line in lines]
             lines[0] = up + lines[0]
+            lines[-1] += "\x1b[J" * (height < self.above)  # what stands below is old
         print(*lines, sep="\n", flush=True)
         self.above = height
 

@@ -31,6 +31,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 ROOT = NOTEBOOK.parent
 SHOWN, COMMITTED = "fashion-mnist", "quick"  # data set and profile of the committed run
+KEYS = ("data set", "method", "settings", "seed")  # of a sweep's row
 COLUMNS = ("Frechet distance", "KID x 1000", "precision", "recall", "coverage", "minutes")
 INSTALLED = ("*.pt", "*.film", "*.json", "rmsprop/*.pt", "few_images/*.pt")
 OTHERS = ("*.checkpoint-?.pt", "training.png", "*architectures.*")  # the last shown by hand
@@ -158,6 +159,8 @@ def shrink(path):
 def halve(path):
     """Store the generator of a weights file in half precision, which draws the same pictures."""
     saved = torch.load(path, weights_only=True)
+    if "average" not in saved:  # results of an experiment
+        return
     parts = saved["average"].items()
     saved["average"] = {name: p.half() if p.is_floating_point() else p for name, p in parts}
     torch.save(saved, path)
@@ -272,7 +275,8 @@ def install_sweep(paths, made):
     for path, results in zip(paths, found, strict=True):
         if results["code"] != code:
             raise ValueError(f"{path}: since then the code has changed")
-    rows = [row for results in found for row in results["rows"]]
+    rows = {tuple(row[key] for key in KEYS): row for some in found for row in some["rows"]}
+    rows = list(rows.values())  # each once
     torches = " and ".join(sorted({results["torch"] for results in found}))
     kept = {"code": code, "torch": torches, "made by": made, "table": pool(rows), "rows": rows}
     shown = f"{made} Torch {torches}.\n\n{kept['table']}"
@@ -304,6 +308,8 @@ def main():
             notebook = nbformat.read(NOTEBOOK, 4)
             parameters = defaults(notebook) | {"DATASET": SHOWN, "PROFILE": COMMITTED}
             parameters |= read_parameters(notebook, chosen.given)
+            if chosen.trained and not chosen.trained.is_dir():
+                raise ValueError(f"--trained is {chosen.trained}; allowed: the folder of a run")
             place_of(parameters, chosen.name)  # now, not after hours
             print(f"Executing in {folder}", flush=True)
             make(folder, parameters, chosen.trained)

@@ -167,7 +167,10 @@ def main():
     notebook = nbformat.read(NOTEBOOK, 4)
     try:
         parameters = read_parameters(notebook, chosen.given)
-    except ValueError as error:
+        chosen.output.parent.mkdir(parents=True, exist_ok=True)
+        if chosen.output.is_dir():
+            raise ValueError(f"--output is {chosen.output}, a folder; allowed: a file")
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items())
     about = ABOUT.format(datetime.now(), given or "the defaults")
@@ -183,7 +186,6 @@ def main():
             sys.exit(failure)
     except (Exception, KeyboardInterrupt) as error:  # nbclient can be interrupted in several ways
         failure = f"interrupted ({type(error).__name__}); run again, and a training goes on"
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, chosen.output)
     print(f"\nThe executed notebook: {chosen.output}")
     sys.exit(f"Stopped. {failure}" if failure else 0)

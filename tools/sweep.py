@@ -20,7 +20,6 @@ import os
 import signal
 import statistics
 import sys
-import threading
 import time
 from itertools import product
 from pathlib import Path
@@ -36,7 +35,7 @@ from run_notebook import add_parameters, defaults, literal, read_parameters
 from tqdm import tqdm
 
 SAVE_SECONDS = 60
-STOPPING = threading.Event()  # of this worker
+STOPPED = set()  # of this worker: the sweeps whose trainings are to save and end
 JUDGED = {}  # of this worker: the cells with the last data set and its judge, and their parameters
 
 
@@ -50,16 +49,22 @@ def plan(parameters, datasets, seeds):
     """[(the notebook's parameters, iterations) of a task]. Raises as the notebook's cells do."""
     if (parameters["TRAIN"], parameters["START"]) != (True, "resume"):
         raise ValueError("TRAIN or START was given; allowed in a sweep: True, 'resume'")
-    tasks = {}  # each once, or two workers would write the same files
+    tasks, changed = {}, parameters["CHANGES"]  # each once, or two workers would write its files
     for dataset in datasets:
         cells = load_cells(**parameters | {"DATASET": dataset, "CHANGES": {}})
+        cells.check_setting("CHANGES", changed, dict)
+        for method, changes in changed.items():
+            cells.check_setting("a method in CHANGES", method, str, *cells.PAPER)
+            cells.check_setting(f"CHANGES[{method!r}]", changes, dict)
         common = parameters | {"DATASET": dataset, "PROFILE": cells.profile}  # here, not by worker
         for method in cells.methods:
-            several = combinations(parameters["CHANGES"].get(method, {}))
+            several = combinations(changed.get(method, {}))
             for changes, seed in product(several, seeds):
                 task = common | {"METHODS": method, "SEED": seed, "CHANGES": {method: changes}}
                 cells = load_cells(**task)
                 tasks[cells.models / method] = task, cells.settings[method].iterations
+    if not tasks:
+        raise ValueError(f"CHANGES is {changed!r}, which lists no values; allowed: one or more")
     return list(tasks.values())
 
 
@@ -91,34 +96,40 @@ def prepare(task):
 
 
 def tell(message):
-    """Send what is known of a task to the sweep, with the worker's address, which Dask adds."""
-    distributed.get_worker().log_event("sweep", message)
+    """Send what is known of this task to its sweep; has nobody use for the task any more?
+
+    Dask adds the worker's address, and lets a task go on whose sweep is gone.
+    """
+    worker = distributed.get_worker()
+    worker.log_event("sweep", message)
+    return worker.state.tasks[worker.get_current_task()].state == "cancelled"
 
 
 class Watch:
     """What go_on asks once an iteration whether to stop; each second it tells how far `run` is."""
 
-    def __init__(self, number, cells, run):
-        self.number, self.cells, self.run, self.told = number, cells, run, 0
+    def __init__(self, sweep, number, cells, run):
+        self.task, self.cells, self.run = {"sweep": sweep, "task": number}, cells, run
+        self.told, self.unwanted = 0, False
 
     def is_set(self):
         if time.monotonic() - self.told > 1:
             self.told = time.monotonic()
             line = f"{self.cells.run_name}/{self.cells.progress(self.run)}"
-            tell({"task": self.number, "line": line, "iteration": self.run.iteration})
-        return STOPPING.is_set()
+            self.unwanted = tell(self.task | {"line": line, "iteration": self.run.iteration})
+        return self.unwanted or self.task["sweep"] in STOPPED
 
 
-def run_task(number, task, ready=None):
+def run_task(sweep, number, task, ready=None):
     """Train one combination, or go on with it, and judge it: its row, or None if it was stopped."""
-    if STOPPING.is_set():
+    if sweep in STOPPED:
         return None
     with silence():
         cells = load_task(task)
         (method,) = cells.methods
         path, settings = cells.models / method, cells.settings[method]
         run = cells.start_run(path, settings, cells.data, cells.judge.scores)
-        cells.go_on(run, Watch(number, cells, run), SAVE_SECONDS)
+        cells.go_on(run, Watch(sweep, number, cells, run), SAVE_SECONDS)
         if run.iteration < settings.iterations:
             return None
         shape, device = cells.data.train.shape[1:], cells.device
@@ -164,11 +175,15 @@ def pool(rows):
     return markdown_table([*keys, "seeds", *names, "minutes", "machine"], lines)
 
 
-def write_results(path, rows):
-    """Write rows and their table as JSON, never half a file."""
+def versions():
+    """Those by which rows are made here."""
+    return {"code": code_digest(nbformat.read(NOTEBOOK, 4).cells), "torch": torch.__version__}
+
+
+def write_results(path, rows, made_by):
+    """Write rows, their table and `made_by`, versions(), as JSON, never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    made_by = {"code": code_digest(nbformat.read(NOTEBOOK, 4).cells), "torch": torch.__version__}
     beside.write_text(json.dumps(made_by | {"table": pool(rows), "rows": rows}, indent=1), "utf-8")
     os.replace(beside, path)
 
@@ -186,7 +201,8 @@ def new_client(address):
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where workers find this module
         workers = torch.cuda.device_count() or CPU_COUNT
         options = {"host": "127.0.0.1", "dashboard_address": ":0", "threads_per_worker": 1}
-        client = distributed.Client(distributed.LocalCluster(n_workers=workers, **options))
+        options |= {"n_workers": workers, "memory_limit": 0}  # none of its own: Dask would kill
+        client = distributed.Client(distributed.LocalCluster(**options))
         client.register_plugin(LeaveInterrupts())
         return client
     try:
@@ -196,24 +212,23 @@ def new_client(address):
         raise ValueError(said) from None
 
 
-def set_up(token):
-    """On a worker: forget a stop. Is the file `token` seen from here?"""
-    STOPPING.clear()
-    return token.exists()
+def look(token):
+    """On a worker: (is the file `token` seen from here, versions())."""
+    return token.exists(), versions()
 
 
-def stop():
-    """On a worker: let its training save and end."""
-    STOPPING.set()
+def stop(sweep):
+    """On a worker: let the trainings of this sweep save and end."""
+    STOPPED.add(sweep)
 
 
 def check_workers(client, folder):
-    """Raise ValueError unless there are workers, which find this module and see `folder`."""
+    """Raise ValueError unless there are workers, which see `folder` and have our versions()."""
     token = folder / f"sweep-{os.getpid()}.token"
     token.touch()
     try:
         client.wait_for_workers(1, timeout=30)
-        found = client.run(set_up, token)
+        found = client.run(look, token)
     except TimeoutError:
         raise ValueError("CLUSTER has no workers; allowed: one or more") from None
     except ModuleNotFoundError as error:
@@ -221,9 +236,11 @@ def check_workers(client, folder):
         raise ValueError(said) from None
     finally:
         token.unlink()
-    if blind := [address for address, seen in found.items() if not seen]:
+    if blind := [address for address, (seen, _) in found.items() if not seen]:
         said = f"MODELS_DIR is {str(folder)!r}, which {', '.join(blind)} cannot see"
         raise ValueError(f"{said}; allowed: a folder that all workers share")
+    if other := [f"{address} {some}" for address, (_, some) in found.items() if some != versions()]:
+        raise ValueError(f"CLUSTER's workers have {', '.join(other)}; allowed: {versions()}")
 
 
 def connect(address, folder):
@@ -266,24 +283,29 @@ def run_all(client, tasks, deferred_interrupts):
     told, ready, rows, failed = {}, {}, [], []
 
     def hear(event):
+        if event[1]["sweep"] != client.id:
+            return
         first = {"first": event[1]["iteration"]}
         told[event[1]["task"]] = first | told.get(event[1]["task"], {}) | event[1]
 
     client.subscribe_topic("sweep", hear)
-    for task, _ in tasks:
-        ready.setdefault(task["DATASET"], client.submit(prepare, task, pure=False))
+    for dataset, task in {task["DATASET"]: task for task, _ in tasks}.items():
+        ready[dataset] = client.submit(prepare, task, pure=False)
     futures = [
-        client.submit(run_task, number, task, ready[task["DATASET"]], pure=False)
+        client.submit(run_task, client.id, number, task, ready[task["DATASET"]], pure=False)
         for number, (task, _) in enumerate(tasks)
     ]
     with deferred_interrupts() as interrupted:
         follow(futures, [n for _, n in tasks], told, interrupted)
     if interrupted.is_set():
         print("Stopping: each training saves itself. Ctrl-C again does not wait", flush=True)
-        client.run(stop)
+        client.run(stop, client.id, on_error="ignore")
     for (task, _), future in zip(tasks, futures, strict=True):
         try:
             rows += [future.result()]
+        except KeyboardInterrupt:
+            failed.append("Not waited for; what was saved last is kept")
+            break
         except Exception as error:  # of a task, which may raise anything, or a worker that dies
             failed.append(f"{name_of(task)}: {type(error).__name__}: {error}")
     return [row for row in rows if row], failed, interrupted.is_set()
@@ -320,13 +342,15 @@ def main():
         client = connect(own["CLUSTER"], Path(parameters["MODELS_DIR"]))
     except (KeyError, TypeError, ValueError) as error:
         sys.exit(error.args[0])
+    made_by = versions()  # not later, when the notebook may have been edited
     print(f"{len(tasks)} tasks on {len(client.ncores())} workers", flush=True)
     interrupts = load_cells(**tasks[0][0]).deferred_interrupts
     rows, failed, stopped = run_all(client, tasks, interrupts)
     if rows:
         path = Path(parameters["MODELS_DIR"], "sweep", "results.json")
-        write_results(path, rows)
-        print(f"{pool(rows)}\n\n{path}: {len(rows)} of {len(tasks)} tasks", flush=True)
+        print(f"{pool(rows)}\n", flush=True)
+        write_results(path, rows, made_by)
+        print(f"{path}: {len(rows)} of {len(tasks)} tasks", flush=True)
     leave(client, own["CLUSTER"])
     again = ["Stopped and saved; the same command goes on"] if stopped else []
     sys.exit("\n".join([*failed, *again]) or 0)
