@@ -176,8 +176,9 @@ def pool(rows):
 
 
 def versions():
-    """Those by which rows are made here."""
-    return {"code": code_digest(nbformat.read(NOTEBOOK, 4).cells), "torch": torch.__version__}
+    """Those of the notebook's code and of PyTorch, whose build ("+cu130") does not matter."""
+    release = torch.__version__.partition("+")[0]
+    return {"code": code_digest(nbformat.read(NOTEBOOK, 4).cells), "torch": release}
 
 
 def write_results(path, rows, made_by):
