@@ -189,10 +189,12 @@ def test_sweeps_are_installed_as_one_table_if_the_code_is_still_the_same(executi
     root, folder = execution
     page, files = root / "RESULTS.md", [folder / "quick.json", folder / "paper.json"]
     shared = {"data set": "mnist", "method": "WGAN", "minutes": 1.0, "machine": "a CPU"}
+    expected = []
     for path, seeds in zip(files, ((0, 1), (2,)), strict=True):
         rows = [{"seed": seed, "scores": {"Frechet distance": 1.0 + seed}} for seed in seeds]
         rows = [shared | {"settings": path.stem} | row for row in rows]
         sweep.write_results(path, rows, sweep.versions())
+        expected += rows
     publish.install_sweep([*files, files[0]], "`make sweep`, commit abc.")  # each row once
     said = f"`make sweep`, commit abc. Torch {sweep.versions()['torch']}.\n\n| data"
     assert f"<!-- sweep: begin -->\n{said}" in page.read_text()
@@ -200,7 +202,7 @@ def test_sweeps_are_installed_as_one_table_if_the_code_is_still_the_same(executi
     assert "| mnist | WGAN | paper | 2 | 3.00 |" in page.read_text()
     kept = json.loads((root / "saved_models" / "published" / "sweep.json").read_text())
     assert kept["made by"] == "`make sweep`, commit abc." and kept["table"] in page.read_text()
-    assert [row["seed"] for row in kept["rows"]] == [0, 1, 2]
+    assert kept["rows"] == expected
     notebook = nbformat.read(root / "wgan_gp.ipynb", 4)
     next(c for c in notebook.cells if "def critic_step" in c.source).source += "\nchanged = True"
     nbformat.write(notebook, root / "wgan_gp.ipynb")
@@ -256,7 +258,7 @@ def test_an_execution_of_other_code_is_refused(execution):
     assert (root / "README.md").read_text() == before
 
 
-def test_the_readmes_lines_draw_the_notebooks_samples_with_pytorch_alone(cells, tmp_path):
+def test_the_readmes_lines_draw_with_pytorch_alone(tmp_path):
     """In a process without the notebook, for the same latents."""
     lines = re.search(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert sum(bool(line) for line in lines.splitlines()) == 4
@@ -264,19 +266,17 @@ def test_the_readmes_lines_draw_the_notebooks_samples_with_pytorch_alone(cells, 
     python = [sys.executable, "-W", "ignore", "-c", f"{lines}\n{after}"]
     subprocess.run(python, cwd=ROOT, check=True)
     z, pictures = torch.load(tmp_path / "drawn")
-    path = ROOT / "saved_models" / "published" / "fashion-mnist" / "WGAN-GP.pt"
-    generator, _ = cells.load_generator(path, (1, 28, 28), CPU)
-    torch.testing.assert_close(pictures, generator(z), rtol=0, atol=1e-5)
-    assert len(pictures) == len(z) > 1
+    path = ROOT / "saved_models" / "published" / "fashion-mnist" / "WGAN-GP.generator.pt"
+    assert torch.jit.load(path)(z).equal(pictures) and len(pictures) == len(z) > 1
 
 
 def test_published_generators_draw_with_pytorch_alone_what_the_notebook_draws(cells):
-    """Of every data set, for one latent and for several, and in no more bytes."""
+    """Of every data set, for one latent and for several, and in about as many bytes."""
     files = sorted((ROOT / "saved_models" / "published").glob("*/*.generator.pt"))
-    assert len(files) >= 14
+    assert len(files) >= 17
     for path in files:
         beside = path.with_name(path.name.replace(".generator", ""))
-        alone, z = torch.jit.load(path), torch.randn(3, 128)
+        alone, z = torch.jit.load(path), torch.randn(16, 128)
         shape = tuple(alone(z).shape[1:])
         generator, _ = cells.load_generator(beside, shape, CPU)
         for some in (z[:1], z):
