@@ -158,11 +158,18 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
     given = {f"{name.upper()}_DIR": tmp_path / name for name in ("data", "models", "images")}
     given |= {"PROFILE": "smoke", "DEVICE": "cpu", "DATASET": "mnist"}
     given["CLUSTER"] = cluster.scheduler_address
-    submit, result, sent, stops = Client.submit, Future.result, [], [7]
+    submit, result, sent, keys, stops = Client.submit, Future.result, [], [], [7]
 
     def watched(client, function, *given, **options):
-        sent.extend([given[2:]] * (function is architectures.measure))
-        return submit(client, function, *given, **options)
+        future = submit(client, function, *given, **options)
+        if function is architectures.measure:
+            sent.append(given[2:])
+            keys.append(future.key)
+        return future
+
+    def begun(dask_scheduler):
+        log = dask_scheduler.transition_log
+        return [key for key, _, state, *_ in log if state == "processing"]
 
     def interrupted(future):
         stops[0] -= 1
@@ -189,6 +196,9 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
     assert len(sent) == n and len(kept(folder / "architectures.pt")) == 7
     said = run()
     assert len(sent) == n + (n - 7) + 2 * 2 and len(set(sent)) == n + 2 * 2
+    with Client(cluster) as client:
+        order = [key for key in client.run_on_scheduler(begun) if key in keys[n:]]
+    assert order == keys[n:]  # what is kept is a beginning, so later cases have to wait
     whole = kept(folder / "architectures.pt")
     assert [tuple(row["case"]) for row in whole] == sent[:n]
     assert "\nC5: not reproduced (0 of 3). Inception score above 5, of 6 trainings: DCGAN 0" in said

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -172,6 +173,23 @@ def test_a_training_whose_sweep_is_gone_saves_and_ends(given, client, cluster, t
         time.sleep(0.05)
     (path,) = models.glob("mnist-*/WGAN-GP.pt")
     assert 0 < torch.load(path)["iteration"] < 100_000
+
+
+def test_workers_use_freed_memory_again(given, client):
+    """Else each operation of a training has the system fetch it anew, page by page."""
+
+    def pages():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(100):
+            torch.zeros(2**21)  # 2,048 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    parameters, _ = sweep.choose(given.items(), SEEDS="")
+    task = sweep.plan(parameters, ["mnist"], [0])[0][0]
+    for worker in client.ncores():
+        where = {"workers": [worker], "pure": False}
+        client.submit(sweep.prepare, task, **where).result()
+        assert client.submit(pages, **where).result() < 20_000
 
 
 class Ended:

@@ -153,8 +153,9 @@ def train_all(cells, client, task, name, cases, iterations):
     def measured(*case, **size):
         if not futures:  # what is asked for first is the first that the file lacks
             ready = client.submit(sweep.prepare, task, pure=False)
-            for one in cases[cases.index(case) :]:
-                futures[one] = client.submit(measure, task, ready, *one, **size, pure=False)
+            for one in cases[cases.index(case) :]:  # in this order, or few would be kept at first
+                how = {"pure": False, "priority": -len(futures)}
+                futures[one] = client.submit(measure, task, ready, *one, **size, **how)
         return futures.pop(case).result()
 
     return cells.experiment(name, measured, cases, cells.settings, **size)

@@ -6,12 +6,17 @@ import io
 import json
 import linecache
 import os
+import re
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
 NOTEBOOK = Path(os.environ.get("NOTEBOOK", Path(__file__).resolve().parents[1] / "wgan_gp.ipynb"))
+SECTIONS = {  # of the notebook, by what their code decides; all decide on the committed run
+    "training code": (1, 2, 3, 4, 5, 7),
+    "scoring code": (1, 2, 3, 4, 5, 6, 7, 8),
+}
 
 
 def load_cells(path=NOTEBOOK, tags=("setup", "parameters", "define"), **parameters):
@@ -62,9 +67,22 @@ def silence():
         yield
 
 
-def code_digest(cells):
-    """SHA-256 of the code of a notebook's cells, less blank lines and lines of comments only."""
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    lines = [line.rstrip() for source in sources for line in source.splitlines()]
+def code_digest(cells, sections=None):
+    """SHA-256 of the code of a notebook's cells, less blank lines and lines of comments only.
+
+    With `sections` only of the cells that follow a heading "## N" with one of these numbers.
+    """
+    section, lines = None, []
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and (sections is None or section in sections):
+            lines += [line.rstrip() for line in source.splitlines()]
+        elif found := re.match(r"## (\d+) ", source):
+            section = int(found[1])
     code = "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
     return hashlib.sha256(code.encode()).hexdigest()
+
+
+def code_versions(cells):
+    """{kind: digest} of the code of a notebook's cells that trains and that scores."""
+    return {kind: code_digest(cells, sections) for kind, sections in SECTIONS.items()}

@@ -7,7 +7,8 @@ python tools/publish.py --sweep FILE...      installs the results.json of runs o
 
 Without parameters it is the committed run, whose outputs the notebook holds. A run on another data
 set goes to its block in RESULTS.md, `run NAME`, whose marks must stand there before, and to
-images/NAME; a sweep's table goes to the block `sweep`.
+images/NAME; a sweep's table goes to the block `sweep`. With `-p TRAIN False` the weights of such a
+run stay, and what is shown of their scores and samples is made anew.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import nbformat
 import torch
-from notebook_cells import NOTEBOOK, code_digest, load_cells
+from notebook_cells import NOTEBOOK, code_digest, code_versions, load_cells
 from pages import markdown_table, replace_block
 from PIL import Image, ImageSequence
 from run_notebook import add_parameters, defaults, execute, read_parameters, set_parameters
@@ -37,6 +38,7 @@ INSTALLED = ("*.pt", "*.film", "*.json", "rmsprop/*.pt", "few_images/*.pt")
 OTHERS = ("*.checkpoint-?.pt", "training.png", "*architectures.*")  # the last shown by hand
 ELSEWHERE = ("*.pt", "results.json")  # of other data sets, whose films are large
 FIGURES = "samples.png training-*.png epochs.png"
+DRAWN = ("samples", "interpolation", "nearest_neighbours", "class_shares")  # of fresh samples
 
 
 def results_table(results, columns=None):
@@ -69,11 +71,11 @@ def claims_table(claims, whole=False):
 def place_of(parameters, name=None):
     """What a run with these parameters is called: `name` or its data set; the committed one ''.
 
-    Raises ValueError for one that RESULTS.md has no place for, or that leaves no weights.
+    Raises ValueError for one that RESULTS.md has no place for, or if the committed one is no whole.
     """
-    if not parameters["TRAIN"]:
-        raise ValueError("TRAIN is False; allowed: True, for weights are installed too")
     committed = (parameters["DATASET"], parameters["PROFILE"]) == (SHOWN, COMMITTED)
+    if committed and not parameters["TRAIN"]:
+        raise ValueError("TRAIN is False; allowed: True, for the committed run is a whole one")
     name = "" if committed else name or parameters["DATASET"]
     replace_block((ROOT / "RESULTS.md").read_text(), f"run {name}".strip(), "")
     return name
@@ -232,6 +234,22 @@ def install_committed(notebook, samples, results, claims):
     readme.write_text(replace_block(text, "claims", claims_table(claims)))
 
 
+def score_anew(results, figures, name):
+    """Install scores and samples of published weights. Raises ValueError if they are others now."""
+    path = ROOT / "saved_models/published" / results["data set"] / "results.json"
+    before = json.loads(path.read_text("utf-8"))
+    for what in ("training code", "settings"):
+        if results[what] != before[what]:
+            raise ValueError(f"{path}: the {what} of these weights is not that of this run")
+    trained = before["made by"].partition(" Scored anew")[0]
+    results["made by"] = f"{trained} Scored anew by {results['made by']}"
+    path.write_text(json.dumps(results, indent=1), "utf-8")
+    places = [ROOT / "images" / name / f"{figure}.png" for figure in DRAWN]
+    for place in filter(Path.exists, places):
+        shutil.copy(figures / place.name, place)
+        shrink(place)
+
+
 def install(folder, made, name=None, shown=FIGURES):
     """Install the execution in `folder`; `made` says where it came from. Raises ValueError.
 
@@ -245,10 +263,14 @@ def install(folder, made, name=None, shown=FIGURES):
         raise ValueError(f"{folder} holds {len(runs)} runs; allowed: 1")
     models = folder / "saved_models" / runs[0].name
     results, claims = json_of(models, "results"), {}
+    if not results["settings"]:
+        raise ValueError(f"{folder} holds scores of no method; allowed: one or more")
     dataset = next(iter(results["settings"].values()))["dataset"]
-    results |= {"data set": dataset, "made by": made, "code": notebook.metadata["code_sha256"]}
+    results |= {"data set": dataset, "made by": made} | code_versions(notebook.cells)
     (models / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
-    if not name:
+    if not parameters["TRAIN"]:
+        score_anew(results, runs[0], name)
+    elif not name:
         claims = json_of(models, "claims")
         install_files(models, runs[0], INSTALLED, ["*.*"], "")
         samples = (runs[0] / "samples.png").read_bytes()
@@ -259,7 +281,8 @@ def install(folder, made, name=None, shown=FIGURES):
             halve(path)
         for path in (ROOT / "images" / name).iterdir():
             shrink(path)
-    export_generators(ROOT / "saved_models/published" / dataset, parameters)
+    if parameters["TRAIN"]:
+        export_generators(ROOT / "saved_models/published" / dataset, parameters)
     text = page.read_text()
     shown = run_page(text, name, results, claims)
     page.write_text(replace_block(text, f"run {name}".strip(), shown))
@@ -271,14 +294,14 @@ def install_sweep(paths, made):
     Raises ValueError if the code has changed since.
     """
     found, page = [json.loads(path.read_text("utf-8")) for path in paths], ROOT / "RESULTS.md"
-    code = code_digest(nbformat.read(NOTEBOOK, 4).cells)
+    code = code_versions(nbformat.read(NOTEBOOK, 4).cells)
     for path, results in zip(paths, found, strict=True):
-        if results["code"] != code:
+        if not code.items() <= results.items():
             raise ValueError(f"{path}: since then the code has changed")
     rows = {tuple(row[key] for key in KEYS): row for some in found for row in some["rows"]}
     rows = list(rows.values())  # each once
     torches = " and ".join(sorted({results["torch"] for results in found}))
-    kept = {"code": code, "torch": torches, "made by": made, "table": pool(rows), "rows": rows}
+    kept = code | {"torch": torches, "made by": made, "table": pool(rows), "rows": rows}
     shown = f"{made} Torch {torches}.\n\n{kept['table']}"
     page.write_text(replace_block(page.read_text(), "sweep", shown))
     (ROOT / "saved_models/published/sweep.json").write_text(json.dumps(kept, indent=1), "utf-8")

@@ -15,8 +15,10 @@ table, seeds pooled; it and every row stand in MODELS_DIR/sweep/results.json unt
 """
 
 import argparse
+import ctypes
 import json
 import os
+import platform
 import signal
 import statistics
 import sys
@@ -29,7 +31,7 @@ import nbformat
 import torch
 from dask.system import CPU_COUNT
 from live_lines import LiveLines
-from notebook_cells import NOTEBOOK, code_digest, load_cells, load_judged, silence
+from notebook_cells import NOTEBOOK, code_versions, load_cells, load_judged, silence
 from pages import markdown_table
 from run_notebook import add_parameters, defaults, literal, read_parameters
 from tqdm import tqdm
@@ -74,8 +76,16 @@ def name_of(task):
     return f"{task['DATASET']}, {task['METHODS']}, seed {task['SEED']}{changes}"
 
 
+def keep_freed_memory():
+    """Have glibc use freed memory again, as it does by itself; Dask's workers give it back."""
+    if platform.libc_ver()[0] == "glibc":
+        for kind, size in ((-3, 2**25), (-1, 2**26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(kind, size)
+
+
 def load_task(task):
     """The notebook's cells with a task's parameters, its images and their judge."""
+    keep_freed_memory()
     where = {name: value for name, value in task.items() if name not in ("SEED", "METHODS")}
     del where["CHANGES"]
     if n := torch.cuda.device_count():  # workers here have numbers for names
@@ -178,7 +188,7 @@ def pool(rows):
 def versions():
     """Those of the notebook's code and of PyTorch, whose build ("+cu130") does not matter."""
     release = torch.__version__.partition("+")[0]
-    return {"code": code_digest(nbformat.read(NOTEBOOK, 4).cells), "torch": release}
+    return code_versions(nbformat.read(NOTEBOOK, 4).cells) | {"torch": release}
 
 
 def write_results(path, rows, made_by):
