@@ -184,6 +184,12 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
         architectures.main()
         return capsys.readouterr().out
 
+    def refused(client, function, task, *given, **options):
+        raise KeyError(task["PROFILE"])
+
+    monkeypatch.setattr(Client, "submit", refused)
+    with pytest.raises(SystemExit, match="KeyError: 'quick'"):  # resolved here, not by a worker
+        run(PROFILE="auto")
     monkeypatch.setattr(Client, "submit", watched)
     monkeypatch.setattr(Future, "result", interrupted)
     for options, wrong, refusal in REFUSED:

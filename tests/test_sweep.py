@@ -21,6 +21,7 @@ import sweep
 import tiny_data_sets
 import torch
 from conftest import ROOT, compare
+from dask.system import CPU_COUNT
 
 ITERATIONS = 120
 CHANGES = {"WGAN-GP": {"iterations": ITERATIONS, "penalty_weight": [1.0, 10.0]}}
@@ -271,6 +272,19 @@ def raising(error):
 
 
 HERE = sweep.versions()
+
+
+def test_workers_that_are_begun_here_may_take_all_the_memory(monkeypatch):
+    """Scoring takes gigabytes for seconds: with a share for each worker, Dask would kill it."""
+    monkeypatch.setenv("PYTHONPATH", "")
+    client = sweep.new_client("")
+    try:
+        workers = client.scheduler_info(-1)["workers"].values()
+        assert [(one["nthreads"], one["memory_limit"]) for one in workers] == [(1, 0)] * CPU_COUNT
+    finally:
+        sweep.leave(client, "")
+
+
 WORKERS = [
     (
         lambda *_: {"tcp://one:1": (True, HERE), "tcp://two:2": (False, HERE)},
