@@ -300,7 +300,7 @@ def install_sweep(paths, made):
             raise ValueError(f"{path}: since then the code has changed")
     rows = {tuple(row[key] for key in KEYS): row for some in found for row in some["rows"]}
     rows = list(rows.values())  # each once
-    torches = " and ".join(sorted({results["torch"] for results in found}))
+    torches = " and ".join(sorted({results["torch"].partition("+")[0] for results in found}))
     kept = code | {"torch": torches, "made by": made, "table": pool(rows), "rows": rows}
     shown = f"{made} Torch {torches}.\n\n{kept['table']}"
     page.write_text(replace_block(page.read_text(), "sweep", shown))
