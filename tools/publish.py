@@ -71,7 +71,7 @@ def claims_table(claims, whole=False):
 def place_of(parameters, name=None):
     """What a run with these parameters is called: `name` or its data set; the committed one ''.
 
-    Raises ValueError for one that RESULTS.md has no place for, or if the committed one is no whole.
+    Raises ValueError for one that RESULTS.md has no place for, or a committed one without training.
     """
     committed = (parameters["DATASET"], parameters["PROFILE"]) == (SHOWN, COMMITTED)
     if committed and not parameters["TRAIN"]:
