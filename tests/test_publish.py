@@ -185,9 +185,10 @@ def test_published_weights_are_scored_anew(execution):
         assert kept["made by"] == f"{trained} Scored anew by `make publish`, commit {commit}."
         assert kept["evaluation seed"] == 7
         assert f"{kept['made by']} Torch" in (root / "RESULTS.md").read_text()
-    for odd in ({"settings": {"WGAN-GP": results["settings"]["WGAN-GP"]}}, {"settings": {}}):
-        scored.write_text(json.dumps(results | odd))
-        with pytest.raises(ValueError, match=r"settings of these weights|scores of no method"):
+    one = {"WGAN-GP": results["settings"]["WGAN-GP"]}
+    for odd, said in ((one, "the settings of these weights"), ({}, "scores of no method")):
+        scored.write_text(json.dumps(results | {"settings": odd}))
+        with pytest.raises(ValueError, match=said):
             publish.install(folder, "")
     kept["training code"] = "other"
     (published / "mnist" / "results.json").write_text(json.dumps(kept))
@@ -238,6 +239,12 @@ def test_sweeps_are_installed_as_one_table_if_the_code_is_still_the_same(executi
     kept = json.loads((root / "saved_models" / "published" / "sweep.json").read_text())
     assert kept["made by"] == "`make sweep`, commit abc." and kept["table"] in page.read_text()
     assert kept["rows"] == expected
+    several, again = folder / "several.json", "2.6.0+cu130 and 2.9.1"
+    for _ in range(2):  # a table that was installed may be installed again, with more
+        several.write_text(json.dumps(kept | {"torch": again}))
+        publish.install_sweep([several, several], "Again.")
+        assert "Again. Torch 2.6.0 and 2.9.1.\n" in page.read_text()
+        again = json.loads((root / "saved_models/published/sweep.json").read_text())["torch"]
     notebook = nbformat.read(root / "wgan_gp.ipynb", 4)
     next(c for c in notebook.cells if "def critic_step" in c.source).source += "\nchanged = True"
     nbformat.write(notebook, root / "wgan_gp.ipynb")

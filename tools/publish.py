@@ -235,7 +235,10 @@ def install_committed(notebook, samples, results, claims):
 
 
 def score_anew(results, figures, name):
-    """Install scores and samples of published weights. Raises ValueError if they are others now."""
+    """Install scores and samples of published weights; `results` then say who trained these too.
+
+    Raises ValueError if these weights are not what this run's code and settings train.
+    """
     path = ROOT / "saved_models/published" / results["data set"] / "results.json"
     before = json.loads(path.read_text("utf-8"))
     for what in ("training code", "settings"):
@@ -300,9 +303,11 @@ def install_sweep(paths, made):
             raise ValueError(f"{path}: since then the code has changed")
     rows = {tuple(row[key] for key in KEYS): row for some in found for row in some["rows"]}
     rows = list(rows.values())  # each once
-    torches = " and ".join(sorted({results["torch"].partition("+")[0] for results in found}))
-    kept = code | {"torch": torches, "made by": made, "table": pool(rows), "rows": rows}
-    shown = f"{made} Torch {torches}.\n\n{kept['table']}"
+    releases = r"\d+\.[\d.]*\d"  # without the build, and of a file that has pooled several
+    torches = sorted({name for some in found for name in re.findall(releases, some["torch"])})
+    kept = code | {"torch": " and ".join(torches), "made by": made}
+    kept |= {"table": pool(rows), "rows": rows}
+    shown = f"{made} Torch {kept['torch']}.\n\n{kept['table']}"
     page.write_text(replace_block(page.read_text(), "sweep", shown))
     (ROOT / "saved_models/published/sweep.json").write_text(json.dumps(kept, indent=1), "utf-8")
 
