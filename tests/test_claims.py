@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -221,15 +222,13 @@ def test_curves_are_put_into_numbers(cells):
     assert cells.tenths(history, "held_out").tolist() == [-1, -3]
 
 
-def test_c7_says_what_is_left_after_the_first_epoch(cells):
-    """Which here ends at iteration 50, where WGAN-GP's training loss turns."""
+def test_c7_says_what_is_left_in_the_later_half(cells):
+    """Where WGAN-GP's training loss here rises, which from first to last falls."""
     results = losses(cells)
-    part("train", "WGAN-GP", np.where(AT < 50, -AT, AT - 100))(results)
-    measured, _ = cells.judge_losses(results, 64 * 50)
+    part("train", "WGAN-GP", np.where(AT < 50, 200 - AT, AT - 50))(results)
+    measured, _ = cells.judge_losses(results)
     assert "; WGAN 1.00, 1.00 (1.00, 1.00); " in measured
-    assert measured.endswith(", 1.00 (-1.00, 1.00)")
-    measured, _ = cells.judge_losses(results, 64 * 95)  # one stage has no order
-    assert measured.count("(nan, nan)") == 3
+    assert re.search(r"; WGAN-GP 0\.\d\d, 1\.00 \(-1\.00, 1\.00\)$", measured)
 
 
 # How results are kept
@@ -360,10 +359,9 @@ def qualities(cells):
 
 def losses(cells):
     """Results of C7: distances fall, and so do negative losses, but for DCGAN's."""
-    same = {"quality": {"iteration": AT[9::10], "Frechet distance": 1 / AT[9::10]}}
-    same["settings"] = vars(cells.replace(cells.PAPER["DCGAN"], batch_size=64))
+    quality = {"iteration": AT[9::10], "Frechet distance": 1 / AT[9::10]}
     signs = zip(METHODS, (-1, 1, 1), strict=True)
-    return {m: same | {"history": curves(-sign * AT, -sign * AT)} for m, sign in signs}
+    return {m: {"history": curves(-sign * AT, -sign * AT), "quality": quality} for m, sign in signs}
 
 
 def overfitting(cells):
@@ -384,7 +382,7 @@ JUDGES = {  # claim: its judge, results like the paper's, how many checks, what 
     "C2": ("show_layer_gradients", gradients, 4),
     "C3": ("show_weights", surfaces, 3),
     "C6": ("judge_quality", qualities, 3, RATES | {"DCGAN (Adam)": 5.5}),
-    "C7": ("judge_losses", losses, 3, 64 * 50),
+    "C7": ("judge_losses", losses, 3),
     "C8": ("judge_overfitting", overfitting, 3),
 }
 
