@@ -1,12 +1,14 @@
 """Other architectures: built as their names say, trained once each, judged by their scores."""
 
 import itertools
+import json
 import math
 import sys
 
 import architectures
 import numpy as np
 import pytest
+import sweep
 import tiny_data_sets
 import torch
 from conftest import METHODS
@@ -113,10 +115,11 @@ def test_c5_falls_with_its_evidence(cells, failures, failed):
     cases = itertools.product(METHODS, architectures.ARCHITECTURES, (0, 1))
     of = failures.split(", ")
     results = [scored(m, 5 if seed and f"{m} {a}" in of else 5.1, a) for m, a, seed in cases]
-    measured, checks = architectures.show_figure_2(cells, results)
+    measured, checks, table = architectures.show_figure_2(cells, results)
     assert " ".join(c.split(":")[0] for c, holds in checks.items() if not holds) == failed
     counts = [f"{m} {12 - sum(f.startswith(f'{m} ') for f in of)}" for m in METHODS]
     assert measured.endswith(f"of 12 trainings: {', '.join(counts)}") and len(checks) == 3
+    assert "\n| no norm | 5.10 ± 0.00 | " in table
 
 
 SCORES = [  # DCGAN's, WGAN-GP's, which checks hold, p above 3
@@ -131,7 +134,7 @@ SCORES = [  # DCGAN's, WGAN-GP's, which checks hold, p above 3
 def test_c4_falls_with_its_evidence(cells, dcgan, wgan_gp, holds, p):
     both = ("DCGAN", dcgan), ("WGAN-GP", wgan_gp)
     results = [scored(method, score) for method, scores in both for score in scores]
-    measured, checks = architectures.show_table_2(cells, results)
+    measured, checks, _ = architectures.show_table_2(cells, results)
     above = [f"{method} {sum(score > 3 for score in scores)}" for method, scores in both]
     assert f"above 3: {', '.join(above)} (p = {p:.2g}); above 5: " in measured
     assert list(checks.values()) == holds
@@ -210,6 +213,11 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
     assert "\nC5: not reproduced (0 of 3). Inception score above 5, of 6 trainings: DCGAN 0" in said
     assert "| gated | " in said and "\n| 7 | 0 | 0 | 0 | 2 | 1 |\n" in said
     assert said.count("  fails: WGAN-GP: more often than DCGAN above ") == 3
+    for name, claim in (("architectures", "C5"), ("random_architectures", "C4")):
+        left = json.loads((folder / f"{name}.json").read_text())
+        assert left["table"] in said and f"{claim}: {left['verdict']}. {left['measured']}\n" in said
+        assert left["claim"] == claim and left["data set"] == "mnist"
+        assert len(left["trained on"]) == 1 and sweep.versions().items() <= left.items()
     names = {p.name for p in (tmp_path / "images" / "mnist-smoke-seed0").iterdir()}
     assert names == {"architectures.png", "random_architectures.png"}
     sent.clear()
@@ -219,6 +227,13 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
         with pytest.raises(SystemExit, match="holds 4 results of other architectures"):
             run("--table-2", *other, SEEDS="4")
     assert not sent
+    saved = torch.load(path := folder / "random_architectures.pt", weights_only=True)
+    saved["results"][0]["training code"] = "other"
+    torch.save(saved, path)
+    with pytest.raises(SystemExit, match="precision, code or PyTorch"):
+        run("--table-2")
+    saved["results"][0] |= sweep.versions()
+    torch.save(saved, path)
     run("--table-2", SEEDS="0,4")  # more seeds
     assert sent == [(n, method, 4) for n in range(2) for method in ("DCGAN", "WGAN-GP")]
     sent.clear()

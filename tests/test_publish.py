@@ -252,6 +252,41 @@ def test_sweeps_are_installed_as_one_table_if_the_code_is_still_the_same(executi
         publish.install_sweep(files, "")
 
 
+def test_architectures_are_installed_with_their_verdicts_if_the_code_is_still_the_same(execution):
+    """And stay where the committed run is made anew, whose own claims say nothing of them."""
+    root, folder = execution
+    models, page = folder / "saved_models" / RUN, root / "RESULTS.md"
+    claims = CLAIMS | {"C5": CLAIMS["C4"] | {"paper": "even more"}}
+    (models / "claims.json").write_text(json.dumps(claims))
+    publish.install(folder, "The committed one.")
+    for claim, name in (("C4", "random_architectures"), ("C5", "architectures")):
+        found = {"claim": claim, "measured": "2 of 9", "checks": {"a": False}, "table": f"| {name}"}
+        found |= {"verdict": "not at all", "trained on": ["a CPU"]}
+        sweep.write_json(models / f"{name}.json", found | sweep.versions())
+        (folder / "images" / RUN / f"{name}.png").write_bytes(b"new")
+    publish.install_architectures(models, "`make architectures`, commit abc.")
+    block = page.read_text().split("<!-- architectures: begin -->")[1]
+    shown, *rest = block.split("<!-- architectures: end -->")[0].strip().split("\n\n")
+    assert shown.startswith("`make architectures`, commit abc. Torch ")
+    assert shown.endswith("; trained on a CPU.")
+    assert "| C1 |" not in rest[0] and "| C5 | even more | 2 of 9 | a | not at all |" in rest[0]
+    assert [rest[1], rest[3]] == ["| random_architectures", "| architectures"]
+    assert "(images/random_architectures.png)" in rest[2]
+    published = root / "saved_models" / "published" / "fashion-mnist"
+    for _ in range(2):
+        readme = (root / "README.md").read_text()
+        assert "| C1 | said | partly |" in readme and "| C5 | even more | not at all |" in readme
+        assert (root / "images" / "architectures.png").read_bytes() == b"new"
+        kept = json.loads((published / "architectures.json").read_text())
+        assert kept["made by"] == "`make architectures`, commit abc."
+        assert kept["table"] in page.read_text()
+        publish.install(folder, "The committed one, again.")
+    found = json.loads((models / "architectures.json").read_text()) | {"scoring code": "other"}
+    sweep.write_json(models / "architectures.json", found)
+    with pytest.raises(ValueError, match=r"architectures\.json: since then the code has changed"):
+        publish.install_architectures(models, "")
+
+
 def test_what_an_experiment_kept_stays_in_full_precision(tmp_path):
     torch.save({"results": [torch.ones(3)]}, path := tmp_path / "value_surfaces.pt")
     before = path.read_bytes()

@@ -6,7 +6,8 @@ python tools/architectures.py [--figure-2] [--table-2] [--random N] [--iteration
 Without --figure-2 and --table-2 it makes both, in hours, by the notebook's cells and with its
 parameters, on the workers that sweep.py would have; PROFILE is quick unless given. What has been
 trained is kept in architectures.pt and random_architectures.pt of the run's folder, which SEED
-names, so that it goes on after an interruption. Figures of these names go to its image folder.
+names, so that it goes on after an interruption; what publish.py --architectures installs in files
+.json of these names, and figures in the run's image folder.
 """
 
 import argparse
@@ -128,7 +129,7 @@ def measure(task, ready, name, method, seed, iterations, precision):
     z = torch.randn(cells.n_samples, chosen.latent_size, generator=rng).to(cells.device)
     pictures = cells.generate(cells.settled(run.average), z)
     row = {"architecture": name, "method": method, "samples": pictures[:16].cpu()}
-    return row | cells.judge.scores(pictures)
+    return row | cells.judge.scores(pictures) | sweep.versions()
 
 
 def check_kept(cells, name, cases, size):
@@ -136,11 +137,14 @@ def check_kept(cells, name, cases, size):
     path = cells.models / f"{name}.pt"
     if path.exists() and cells.START == "resume":
         saved = cells.read_saved(path, ("cases", "made_by", "results"))
-        known = saved["cases"][: len(saved["results"])]
-        if saved["made_by"]["size"] != size or known != [list(c) for c in cases[: len(known)]]:
+        known, now = saved["cases"][: len(saved["results"])], sweep.versions().items()
+        same = known == [list(c) for c in cases[: len(known)]]
+        same = same and all(now <= row.items() for row in saved["results"])
+        if saved["made_by"]["size"] != size or not same:
             raise ValueError(
-                f"{path} holds {len(known)} results of other architectures, seeds, iterations or "
-                "precision; allowed: the same and more, another MODELS_DIR, or START=afresh"
+                f"{path} holds {len(known)} results of other architectures, seeds, iterations, "
+                "precision, code or PyTorch; allowed: the same and more, another MODELS_DIR, or "
+                "START=afresh"
             )
 
 
@@ -171,7 +175,7 @@ def figure_2(cells, client, task, seeds, iterations):
 
 
 def show_figure_2(cells, results):
-    """Draw samples of each first seed, print scores; (what was measured, checks) of C5."""
+    """Draw samples of each first seed; (what was measured, checks, table of scores) of C5."""
     figure, axes = cells.new_figure(len(cells.PAPER), len(ARCHITECTURES), 13, 7)
     scores = {}
     for axis, (method, name) in zip(axes.flat, product(cells.PAPER, ARCHITECTURES), strict=True):
@@ -182,14 +186,15 @@ def show_figure_2(cells, results):
         axis.set_ylabel(method if name == "baseline" else "")
     figure.savefig(cells.figures / "architectures.png", bbox_inches="tight", dpi=80)
     rows = [[a, *(cells.spread(scores[m, a]) for m in cells.PAPER)] for a in ARCHITECTURES]
-    print(markdown_table(["Inception score", *cells.PAPER], rows))
+    table = markdown_table(["Inception score", *cells.PAPER], rows)
     trained = {m: np.array([scores[m, a] for a in ARCHITECTURES]) > 5 for m in cells.PAPER}
     checks = {"WGAN-GP: every architecture": trained["WGAN-GP"].all()}
     for method in ("DCGAN", "WGAN"):
         only = trained["WGAN-GP"] & ~trained[method]
         checks[f"{method}: not every architecture that WGAN-GP trains"] = only.any()
     counts = ", ".join(f"{method} {some.sum()}" for method, some in trained.items())
-    return f"Inception score above 5, of {trained['DCGAN'].size} trainings: {counts}", checks
+    measured = f"Inception score above 5, of {trained['DCGAN'].size} trainings: {counts}"
+    return measured, checks, table
 
 
 def sign_test(a, b):
@@ -209,7 +214,7 @@ def table_2(cells, client, task, seeds, iterations, n):
 
 
 def show_table_2(cells, results):
-    """Draw the scores of both methods, print successes; (what was measured, checks) of C4."""
+    """Draw the scores of both methods; (what was measured, checks, table of successes) of C4."""
     methods = ("DCGAN", "WGAN-GP")
     by = [np.array(cells.values(results, "Inception score", method=m)) for m in methods]
     figure, (axis,) = cells.new_figure(1, 1, 3.6, 3.4)
@@ -226,16 +231,19 @@ def show_table_2(cells, results):
         checks[f"WGAN-GP: more often than DCGAN above {at} (p < 0.05)"] = more
         counts.append(f"above {at}: DCGAN {a.sum()}, WGAN-GP {b.sum()} (p = {p:.2g})")
     header = ["above", "only DCGAN", "only WGAN-GP", "both", "neither", "p (sign test)"]
-    print(markdown_table(header, rows))
-    return f"Inception score of {len(a)} random networks {'; '.join(counts)}", checks
+    measured = f"Inception score of {len(a)} random networks {'; '.join(counts)}"
+    return measured, checks, markdown_table(header, rows)
 
 
-def report(cells, claim, show, results):
-    """Print the verdict on a claim and each check, by `show`, if there are results."""
-    if not results:
-        return
-    measured, checks = show(cells, results)
-    print(f"\n{claim}: {cells.verdict(checks)}. {measured}")
+def report(cells, name, claim, show, results):
+    """Print, and keep as NAME.json, the verdict on a claim, its table and each check, by `show`."""
+    measured, checks, table = show(cells, results)
+    checks = {check: bool(holds) for check, holds in checks.items()}
+    kept = {"claim": claim, "measured": measured, "verdict": cells.verdict(checks)}
+    kept |= {"checks": checks, "table": table, "data set": cells.source.name}
+    kept["trained on"] = sorted({row["processor"] for row in results})
+    sweep.write_json(cells.models / f"{name}.json", kept | sweep.versions())
+    print(f"{table}\n\n{claim}: {kept['verdict']}. {measured}")
     for check, holds in checks.items():
         print(f"  {'holds' if holds else 'fails'}: {check}")
     print(f"Figures: {cells.figures}", flush=True)
@@ -269,9 +277,10 @@ def main():
     given = cells, client, task, seeds, chosen.iterations
     try:
         if chosen.figure_2 or not chosen.table_2:
-            report(cells, "C5", show_figure_2, figure_2(*given))
+            report(cells, "architectures", "C5", show_figure_2, figure_2(*given))
         if chosen.table_2 or not chosen.figure_2:
-            report(cells, "C4", show_table_2, table_2(*given, chosen.random))
+            found = table_2(*given, chosen.random)
+            report(cells, "random_architectures", "C4", show_table_2, found)
     except ValueError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -4,11 +4,12 @@ python tools/publish.py [-p NAME VALUE]...   executes with these parameters, the
 python tools/publish.py --trained DIR        takes over what is finished in DIR, a run's folder
 python tools/publish.py --from DIR           installs an execution of the notebook left in DIR
 python tools/publish.py --sweep FILE...      installs the results.json of runs of tools/sweep.py
+python tools/publish.py --architectures DIR  installs what tools/architectures.py left in DIR
 
 Without parameters it is the committed run, whose outputs the notebook holds. A run on another data
 set goes to its block in RESULTS.md, `run NAME`, whose marks must stand there before, and to
-images/NAME; a sweep's table goes to the block `sweep`. With `-p TRAIN False` the weights of such a
-run stay, and what is shown of their scores and samples is made anew.
+images/NAME. With `-p TRAIN False` the weights of such a run stay, and what is shown of their scores
+and samples is made anew. A sweep's table goes to the block `sweep`, architectures to theirs.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from notebook_cells import NOTEBOOK, code_digest, code_versions, load_cells
 from pages import markdown_table, replace_block
 from PIL import Image, ImageSequence
 from run_notebook import add_parameters, defaults, execute, read_parameters, set_parameters
-from sweep import pool
+from sweep import pool, write_json
 from torch.nn.utils.parametrize import register_parametrization
 
 ROOT = NOTEBOOK.parent
@@ -35,7 +36,11 @@ SHOWN, COMMITTED = "fashion-mnist", "quick"  # data set and profile of the commi
 KEYS = ("data set", "method", "settings", "seed")  # of a sweep's row
 COLUMNS = ("Frechet distance", "KID x 1000", "precision", "recall", "coverage", "minutes")
 INSTALLED = ("*.pt", "*.film", "*.json", "rmsprop/*.pt", "few_images/*.pt")
-OTHERS = ("*.checkpoint-?.pt", "training.png", "*architectures.*")  # the last shown by hand
+OTHERS = ("*.checkpoint-?.pt", "training.png", "*architectures.*")  # the last have their own way
+ARCHITECTURES = {  # what tools/architectures.py leaves: caption of its figure
+    "random_architectures": "C4: random architectures",
+    "architectures": "C5: samples of each architecture's first seed, and its Inception score",
+}
 ELSEWHERE = ("*.pt", "results.json")  # of other data sets, whose films are large
 FIGURES = "samples.png training-*.png epochs.png"
 DRAWN = ("samples", "interpolation", "nearest_neighbours", "class_shares")  # of fresh samples
@@ -66,6 +71,16 @@ def claims_table(claims, whole=False):
         rows.append([name, claim["paper"], *more, claim["verdict"] or "not measured"])
     more = ["measured here", "fails"] if whole else []
     return markdown_table(["", "the paper", *more, "verdict"], rows)
+
+
+def all_claims(claims):
+    """Claims of the committed run, with what tools/architectures.py measured of two of them."""
+    for name in ARCHITECTURES:
+        path = ROOT / "saved_models/published" / SHOWN / f"{name}.json"
+        if path.exists():
+            found = json_of(path.parent, name)
+            claims = claims | {found["claim"]: claims[found["claim"]] | found}
+    return claims
 
 
 def place_of(parameters, name=None):
@@ -230,8 +245,15 @@ def install_committed(notebook, samples, results, claims):
     opening.source = replace_block(opening.source, "results", shown)
     nbformat.write(notebook, NOTEBOOK)
     readme = ROOT / "README.md"
-    text = replace_block(readme.read_text(), "results", table)
-    readme.write_text(replace_block(text, "claims", claims_table(claims)))
+    readme.write_text(replace_block(readme.read_text(), "results", table))
+    install_verdicts(claims)
+
+
+def install_verdicts(claims):
+    """Write the verdicts on all claims into the README, from those of the committed run."""
+    readme = ROOT / "README.md"
+    table = claims_table(all_claims(claims))
+    readme.write_text(replace_block(readme.read_text(), "claims", table))
 
 
 def score_anew(results, figures, name):
@@ -291,16 +313,46 @@ def install(folder, made, name=None, shown=FIGURES):
     page.write_text(replace_block(text, f"run {name}".strip(), shown))
 
 
+def read_current(path):
+    """What a JSON file of a sweep or of architectures holds, and the versions of the code.
+
+    Raises ValueError if the code has changed since.
+    """
+    found, code = json_of(path.parent, path.stem), code_versions(nbformat.read(NOTEBOOK, 4).cells)
+    if not code.items() <= found.items():
+        raise ValueError(f"{path}: since then the code has changed")
+    return found, code
+
+
+def install_architectures(models, made):
+    """Install what tools/architectures.py left in a run's folder; `made` says how it came about.
+
+    Raises ValueError if the code has changed since.
+    """
+    figures, place = models.parents[1] / "images" / models.name, ROOT / "saved_models/published"
+    page, shown = ROOT / "RESULTS.md", []
+    for name, caption in ARCHITECTURES.items():
+        found, _ = read_current(models / f"{name}.json")
+        write_json(place / SHOWN / f"{name}.json", found | {"made by": made})
+        shutil.copy(figures / f"{name}.png", ROOT / "images")
+        shown += [found["table"], f"![{caption}](images/{name}.png)"]
+    claims = json_of(place / SHOWN, "claims")
+    both = {name: claim for name, claim in all_claims(claims).items() if "table" in claim}
+    install_verdicts(claims)
+    trained = f"trained on {'; '.join(found['trained on'])}."
+    shown = [f"{made} Torch {found['torch']}; {trained}", claims_table(both, whole=True), *shown]
+    page.write_text(replace_block(page.read_text(), "architectures", "\n\n".join(shown)))
+
+
 def install_sweep(paths, made):
     """Install the results.json of sweeps as one table; `made` says where they came from.
 
     Raises ValueError if the code has changed since.
     """
-    found, page = [json.loads(path.read_text("utf-8")) for path in paths], ROOT / "RESULTS.md"
-    code = code_versions(nbformat.read(NOTEBOOK, 4).cells)
-    for path, results in zip(paths, found, strict=True):
-        if not code.items() <= results.items():
-            raise ValueError(f"{path}: since then the code has changed")
+    found, page = [], ROOT / "RESULTS.md"
+    for path in paths:
+        results, code = read_current(path)
+        found.append(results)
     rows = {tuple(row[key] for key in KEYS): row for some in found for row in some["rows"]}
     rows = list(rows.values())  # each once
     releases = r"\d+\.[\d.]*\d"  # without the build, and of a file that has pooled several
@@ -309,7 +361,7 @@ def install_sweep(paths, made):
     kept |= {"table": pool(rows), "rows": rows}
     shown = f"{made} Torch {kept['torch']}.\n\n{kept['table']}"
     page.write_text(replace_block(page.read_text(), "sweep", shown))
-    (ROOT / "saved_models/published/sweep.json").write_text(json.dumps(kept, indent=1), "utf-8")
+    write_json(ROOT / "saved_models/published/sweep.json", kept)
 
 
 def main():
@@ -318,6 +370,7 @@ def main():
     parser.add_argument("--trained", type=Path)
     parser.add_argument("--from", dest="folder", type=Path)
     parser.add_argument("--sweep", type=Path, nargs="+")
+    parser.add_argument("--architectures", type=Path)
     parser.add_argument("--command", help="what trained, if not this")
     parser.add_argument("--commit", help="of the code that trained, if not HEAD")
     parser.add_argument("--name", help="of a run on another data set, if not the data set's")
@@ -325,12 +378,14 @@ def main():
     chosen = parser.parse_args()
     git = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
     commit = chosen.commit or subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    tool = "make sweep" if chosen.sweep else "make publish"
-    command = chosen.command or " ".join([tool, *map("=".join, chosen.given)])
+    tool = "sweep" if chosen.sweep else "architectures" if chosen.architectures else "publish"
+    command = chosen.command or " ".join([f"make {tool}", *map("=".join, chosen.given)])
     made = f"`{command}`, commit {commit}."
     try:
         if chosen.sweep:
             return install_sweep(chosen.sweep, made)
+        if chosen.architectures:
+            return install_architectures(chosen.architectures.resolve(), made)
         folder = chosen.folder or Path(tempfile.mkdtemp(prefix="wgan_gp-"))
         if not chosen.folder:
             notebook = nbformat.read(NOTEBOOK, 4)

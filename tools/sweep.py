@@ -191,12 +191,17 @@ def versions():
     return code_versions(nbformat.read(NOTEBOOK, 4).cells) | {"torch": release}
 
 
-def write_results(path, rows, made_by):
-    """Write rows, their table and `made_by`, versions(), as JSON, never half a file."""
+def write_json(path, content):
+    """Write it as JSON, never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(made_by | {"table": pool(rows), "rows": rows}, indent=1), "utf-8")
+    beside.write_text(json.dumps(content, indent=1), "utf-8")
     os.replace(beside, path)
+
+
+def write_results(path, rows, made_by):
+    """Write rows, their table and `made_by`, versions(), as JSON."""
+    write_json(path, made_by | {"table": pool(rows), "rows": rows})
 
 
 class LeaveInterrupts(distributed.WorkerPlugin):
