@@ -261,17 +261,24 @@ def test_architectures_are_installed_with_their_verdicts_if_the_code_is_still_th
     publish.install(folder, "The committed one.")
     for claim, name in (("C4", "random_architectures"), ("C5", "architectures")):
         found = {"claim": claim, "measured": "2 of 9", "checks": {"a": False}, "table": f"| {name}"}
-        found |= {"verdict": "not at all", "trained on": ["a CPU"]}
-        sweep.write_json(models / f"{name}.json", found | sweep.versions())
+        found |= {"name": name, "verdict": "not at all", "trained on": ["a CPU"]}
+        path = models / f"{name}.json"
+        sweep.write_json(path, found | sweep.versions())
         (folder / "images" / RUN / f"{name}.png").write_bytes(b"new")
-    publish.install_architectures(models, "`make architectures`, commit abc.")
+        publish.install_architectures(models, "`make architectures`, commit abc.")
+        path.unlink()  # each may have been made in a folder of its own
+    with pytest.raises(ValueError, match=r"holds no random_architectures nor architectures; allo"):
+        publish.install_architectures(models, "")
     block = page.read_text().split("<!-- architectures: begin -->")[1]
-    shown, *rest = block.split("<!-- architectures: end -->")[0].strip().split("\n\n")
-    assert shown.startswith("`make architectures`, commit abc. Torch ")
-    assert shown.endswith("; trained on a CPU.")
-    assert "| C1 |" not in rest[0] and "| C5 | even more | 2 of 9 | a | not at all |" in rest[0]
-    assert [rest[1], rest[3]] == ["| random_architectures", "| architectures"]
-    assert "(images/random_architectures.png)" in rest[2]
+    block = block.split("<!-- architectures: end -->")[0]
+    parts = block.strip().split("\n\n")
+    for part in (parts[0], parts[4]):
+        assert part.startswith("`make architectures`, commit abc. Torch ")
+        assert part.endswith("; a CPU.")
+    assert "| C1 |" not in block and "| C5 |" not in parts[1]
+    assert parts[5].endswith("\n| C5 | even more | 2 of 9 | a | not at all |")
+    assert [parts[2], parts[6]] == ["| random_architectures", "| architectures"]
+    assert "(images/random_architectures.png)" in parts[3] and len(parts) == 8
     published = root / "saved_models" / "published" / "fashion-mnist"
     for _ in range(2):
         readme = (root / "README.md").read_text()
@@ -281,8 +288,7 @@ def test_architectures_are_installed_with_their_verdicts_if_the_code_is_still_th
         assert kept["made by"] == "`make architectures`, commit abc."
         assert kept["table"] in page.read_text()
         publish.install(folder, "The committed one, again.")
-    found = json.loads((models / "architectures.json").read_text()) | {"scoring code": "other"}
-    sweep.write_json(models / "architectures.json", found)
+    sweep.write_json(models / "architectures.json", kept | {"scoring code": "other"})
     with pytest.raises(ValueError, match=r"architectures\.json: since then the code has changed"):
         publish.install_architectures(models, "")
 

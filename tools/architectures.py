@@ -239,7 +239,7 @@ def report(cells, name, claim, show, results):
     """Print, and keep as NAME.json, the verdict on a claim, its table and each check, by `show`."""
     measured, checks, table = show(cells, results)
     checks = {check: bool(holds) for check, holds in checks.items()}
-    kept = {"claim": claim, "measured": measured, "verdict": cells.verdict(checks)}
+    kept = {"name": name, "claim": claim, "measured": measured, "verdict": cells.verdict(checks)}
     kept |= {"checks": checks, "table": table, "data set": cells.source.name}
     kept["trained on"] = sorted({row["processor"] for row in results})
     sweep.write_json(cells.models / f"{name}.json", kept | sweep.versions())

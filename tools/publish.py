@@ -327,20 +327,23 @@ def read_current(path):
 def install_architectures(models, made):
     """Install what tools/architectures.py left in a run's folder; `made` says how it came about.
 
-    Raises ValueError if the code has changed since.
+    Raises ValueError if there is nothing, or the code has changed since.
     """
-    figures, place = models.parents[1] / "images" / models.name, ROOT / "saved_models/published"
-    page, shown = ROOT / "RESULTS.md", []
-    for name, caption in ARCHITECTURES.items():
-        found, _ = read_current(models / f"{name}.json")
-        write_json(place / SHOWN / f"{name}.json", found | {"made by": made})
-        shutil.copy(figures / f"{name}.png", ROOT / "images")
-        shown += [found["table"], f"![{caption}](images/{name}.png)"]
-    claims = json_of(place / SHOWN, "claims")
-    both = {name: claim for name, claim in all_claims(claims).items() if "table" in claim}
+    found = {name: models / f"{name}.json" for name in ARCHITECTURES}
+    found = {name: read_current(path)[0] for name, path in found.items() if path.exists()}
+    if not found:
+        raise ValueError(f"{models} holds no {' nor '.join(ARCHITECTURES)}; allowed: one or both")
+    place, page, shown = ROOT / "saved_models/published" / SHOWN, ROOT / "RESULTS.md", []
+    for name, kept in found.items():
+        write_json(place / f"{name}.json", kept | {"made by": made})
+        shutil.copy(models.parents[1] / "images" / models.name / f"{name}.png", ROOT / "images")
+    claims = json_of(place, "claims")
     install_verdicts(claims)
-    trained = f"trained on {'; '.join(found['trained on'])}."
-    shown = [f"{made} Torch {found['torch']}; {trained}", claims_table(both, whole=True), *shown]
+    for claim in filter(lambda claim: "table" in claim, all_claims(claims).values()):
+        made = f"{claim['made by']} Torch {claim['torch']}; {'; '.join(claim['trained on'])}."
+        picture = f"![{ARCHITECTURES[claim['name']]}](images/{claim['name']}.png)"
+        table = claims_table({claim["claim"]: claim}, whole=True)
+        shown += [made, table, claim["table"], picture]
     page.write_text(replace_block(page.read_text(), "architectures", "\n\n".join(shown)))
 
 
