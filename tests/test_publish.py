@@ -259,6 +259,8 @@ def test_architectures_are_installed_with_their_verdicts_if_the_code_is_still_th
     claims = CLAIMS | {"C5": CLAIMS["C4"] | {"paper": "even more"}}
     (models / "claims.json").write_text(json.dumps(claims))
     publish.install(folder, "The committed one.")
+    published = root / "saved_models" / "published" / "fashion-mnist"
+    (models / "architectures.pt").write_bytes(b"too")
     for claim, name in (("C4", "random_architectures"), ("C5", "architectures")):
         found = {"claim": claim, "measured": "2 of 9", "checks": {"a": False}, "table": f"| {name}"}
         found |= {"name": name, "verdict": "not at all", "trained on": ["a CPU"]}
@@ -267,6 +269,7 @@ def test_architectures_are_installed_with_their_verdicts_if_the_code_is_still_th
         (folder / "images" / RUN / f"{name}.png").write_bytes(b"new")
         publish.install_architectures(models, "`make architectures`, commit abc.")
         path.unlink()  # each may have been made in a folder of its own
+        assert (published / f"{name}.pt").read_bytes() == (models / f"{name}.pt").read_bytes()
     with pytest.raises(ValueError, match=r"holds no random_architectures nor architectures; allo"):
         publish.install_architectures(models, "")
     block = page.read_text().split("<!-- architectures: begin -->")[1]
@@ -279,7 +282,6 @@ def test_architectures_are_installed_with_their_verdicts_if_the_code_is_still_th
     assert parts[5].endswith("\n| C5 | even more | 2 of 9 | a | not at all |")
     assert [parts[2], parts[6]] == ["| random_architectures", "| architectures"]
     assert "(images/random_architectures.png)" in parts[3] and len(parts) == 8
-    published = root / "saved_models" / "published" / "fashion-mnist"
     for _ in range(2):
         readme = (root / "README.md").read_text()
         assert "| C1 | said | partly |" in readme and "| C5 | even more | not at all |" in readme

@@ -336,6 +336,7 @@ def install_architectures(models, made):
     place, page, shown = ROOT / "saved_models/published" / SHOWN, ROOT / "RESULTS.md", []
     for name, kept in found.items():
         write_json(place / f"{name}.json", kept | {"made by": made})
+        shutil.copy(models / f"{name}.pt", place)  # with it the same can be extended
         shutil.copy(models.parents[1] / "images" / models.name / f"{name}.png", ROOT / "images")
     claims = json_of(place, "claims")
     install_verdicts(claims)
