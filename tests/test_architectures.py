@@ -223,6 +223,8 @@ def test_figure_2_and_table_2_run_and_go_on_after_an_interruption(
     sent.clear()
     said = run("--table-2")
     assert not sent and "C4: not reproduced" in said and "C5" not in said
+    assert "C4: not reproduced" in run("--table-2", TRAIN=False)
+    assert "C4" not in run("--table-2", "--random", "3", TRAIN=False)  # one is missing
     for other in (["--iterations", "3"], ["--random", "1"]):
         with pytest.raises(SystemExit, match="holds 4 results of other architectures"):
             run("--table-2", *other, SEEDS="4")

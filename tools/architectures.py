@@ -6,8 +6,8 @@ python tools/architectures.py [--figure-2] [--table-2] [--random N] [--iteration
 Without --figure-2 and --table-2 it makes both, in hours, by the notebook's cells and with its
 parameters, on the workers that sweep.py would have; PROFILE is quick unless given. What has been
 trained is kept in architectures.pt and random_architectures.pt of the run's folder, which SEED
-names, so that it goes on after an interruption; what publish.py --architectures installs in files
-.json of these names, and figures in the run's image folder.
+names, so that it goes on after an interruption. Verdicts go to files .json of these names beside
+them, figures to the run's image folder: publish.py --architectures installs both.
 """
 
 import argparse
@@ -236,13 +236,19 @@ def show_table_2(cells, results):
 
 
 def report(cells, name, claim, show, results):
-    """Print, and keep as NAME.json, the verdict on a claim, its table and each check, by `show`."""
+    """Print the verdict on a claim, its table and checks, by `show`, and keep them as NAME.json.
+
+    Without results, which training makes, there is none.
+    """
+    if not results:
+        return
     measured, checks, table = show(cells, results)
     checks = {check: bool(holds) for check, holds in checks.items()}
     kept = {"name": name, "claim": claim, "measured": measured, "verdict": cells.verdict(checks)}
     kept |= {"checks": checks, "table": table, "data set": cells.source.name}
     kept["trained on"] = sorted({row["processor"] for row in results})
-    sweep.write_json(cells.models / f"{name}.json", kept | sweep.versions())
+    kept |= {kind: results[0][kind] for kind in sweep.versions()}  # the same in all of them
+    sweep.write_json(cells.models / f"{name}.json", kept)
     print(f"{table}\n\n{claim}: {kept['verdict']}. {measured}")
     for check, holds in checks.items():
         print(f"  {'holds' if holds else 'fails'}: {check}")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import nbformat
 import torch
-from notebook_cells import NOTEBOOK, code_digest, code_versions, load_cells
+from notebook_cells import NOTEBOOK, SECTIONS, code_digest, code_versions, load_cells
 from pages import markdown_table, replace_block
 from PIL import Image, ImageSequence
 from run_notebook import add_parameters, defaults, execute, read_parameters, set_parameters
@@ -314,14 +314,11 @@ def install(folder, made, name=None, shown=FIGURES):
 
 
 def read_current(path):
-    """What a JSON file of a sweep or of architectures holds, and the versions of the code.
-
-    Raises ValueError if the code has changed since.
-    """
+    """What a JSON file of a sweep or of architectures holds. Raises ValueError for other code."""
     found, code = json_of(path.parent, path.stem), code_versions(nbformat.read(NOTEBOOK, 4).cells)
     if not code.items() <= found.items():
         raise ValueError(f"{path}: since then the code has changed")
-    return found, code
+    return found
 
 
 def install_architectures(models, made):
@@ -330,7 +327,7 @@ def install_architectures(models, made):
     Raises ValueError if there is nothing, or the code has changed since.
     """
     found = {name: models / f"{name}.json" for name in ARCHITECTURES}
-    found = {name: read_current(path)[0] for name, path in found.items() if path.exists()}
+    found = {name: read_current(path) for name, path in found.items() if path.exists()}
     if not found:
         raise ValueError(f"{models} holds no {' nor '.join(ARCHITECTURES)}; allowed: one or both")
     place, page, shown = ROOT / "saved_models/published" / SHOWN, ROOT / "RESULTS.md", []
@@ -353,15 +350,13 @@ def install_sweep(paths, made):
 
     Raises ValueError if the code has changed since.
     """
-    found, page = [], ROOT / "RESULTS.md"
-    for path in paths:
-        results, code = read_current(path)
-        found.append(results)
+    found, page = [read_current(path) for path in paths], ROOT / "RESULTS.md"
     rows = {tuple(row[key] for key in KEYS): row for some in found for row in some["rows"]}
     rows = list(rows.values())  # each once
     releases = r"\d+\.[\d.]*\d"  # without the build, and of a file that has pooled several
     torches = sorted({name for some in found for name in re.findall(releases, some["torch"])})
-    kept = code | {"torch": " and ".join(torches), "made by": made}
+    kept = {kind: found[0][kind] for kind in SECTIONS}
+    kept |= {"torch": " and ".join(torches), "made by": made}
     kept |= {"table": pool(rows), "rows": rows}
     shown = f"{made} Torch {kept['torch']}.\n\n{kept['table']}"
     page.write_text(replace_block(page.read_text(), "sweep", shown))
