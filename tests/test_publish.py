@@ -1,5 +1,6 @@
 """Publishing: what is shown is what the executed notebook left, and only of the current code."""
 
+import base64
 import json
 import re
 import shutil
@@ -270,6 +271,9 @@ def test_architectures_are_installed_with_their_verdicts_if_the_code_is_still_th
         publish.install_architectures(models, "`make architectures`, commit abc.")
         path.unlink()  # each may have been made in a folder of its own
         assert (published / f"{name}.pt").read_bytes() == (models / f"{name}.pt").read_bytes()
+    notebook = nbformat.read(root / "wgan_gp.ipynb", 4)
+    attached = [cell.attachments for cell in notebook.cells if "attachments" in cell]
+    assert [*attached[1].values()] == [{"image/png": base64.b64encode(b"new").decode()}]
     with pytest.raises(ValueError, match=r"holds no random_architectures nor architectures; allo"):
         publish.install_architectures(models, "")
     block = page.read_text().split("<!-- architectures: begin -->")[1]

@@ -236,17 +236,26 @@ def json_of(models, name):
     return json.loads((models / f"{name}.json").read_text("utf-8"))
 
 
-def install_committed(notebook, samples, results, claims):
+def install_committed(notebook, results, claims):
     """Write the notebook with its outputs, and what it found into its opening and the README."""
     opening = notebook.cells[0]
-    opening["attachments"] = {"samples.png": {"image/png": base64.b64encode(samples).decode()}}
     table = results_table(results, COLUMNS)
     shown = f"{table}\n\n![samples](attachment:samples.png)"
     opening.source = replace_block(opening.source, "results", shown)
     nbformat.write(notebook, NOTEBOOK)
+    attach("samples.png", ROOT / "images")
     readme = ROOT / "README.md"
     readme.write_text(replace_block(readme.read_text(), "results", table))
     install_verdicts(claims)
+
+
+def attach(name, folder):
+    """Put a picture into the notebook's cell that shows it as an attachment."""
+    notebook = nbformat.read(NOTEBOOK, 4)
+    (cell,) = [cell for cell in notebook.cells if f"(attachment:{name})" in cell.source]
+    encoded = base64.b64encode((folder / name).read_bytes()).decode()
+    cell["attachments"] = {name: {"image/png": encoded}}
+    nbformat.write(notebook, NOTEBOOK)
 
 
 def install_verdicts(claims):
@@ -298,8 +307,7 @@ def install(folder, made, name=None, shown=FIGURES):
     elif not name:
         claims = json_of(models, "claims")
         install_files(models, runs[0], INSTALLED, ["*.*"], "")
-        samples = (runs[0] / "samples.png").read_bytes()
-        install_committed(notebook, samples, results, claims)
+        install_committed(notebook, results, claims)
     else:
         install_files(models, runs[0], ELSEWHERE, shown.split(), name)
         for path in (ROOT / "saved_models/published" / dataset).glob("*.pt"):
@@ -335,6 +343,7 @@ def install_architectures(models, made):
         write_json(place / f"{name}.json", kept | {"made by": made})
         shutil.copy(models / f"{name}.pt", place)  # with it the same can be extended
         shutil.copy(models.parents[1] / "images" / models.name / f"{name}.png", ROOT / "images")
+    attach("architectures.png", ROOT / "images")
     claims = json_of(place, "claims")
     install_verdicts(claims)
     for claim in filter(lambda claim: "table" in claim, all_claims(claims).values()):
