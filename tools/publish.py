@@ -343,7 +343,8 @@ def install_architectures(models, made):
         write_json(place / f"{name}.json", kept | {"made by": made})
         shutil.copy(models / f"{name}.pt", place)  # with it the same can be extended
         shutil.copy(models.parents[1] / "images" / models.name / f"{name}.png", ROOT / "images")
-    attach("architectures.png", ROOT / "images")
+    if "architectures" in found:
+        attach("architectures.png", ROOT / "images")
     claims = json_of(place, "claims")
     install_verdicts(claims)
     for claim in filter(lambda claim: "table" in claim, all_claims(claims).values()):
