@@ -68,6 +68,8 @@ def jupyterlab(browser, notebook, folder):
     own |= {f"JUPYTER_{kind.upper()}_DIR": str(folder / kind) for kind in kinds}
     own["IPYTHONDIR"] = str(folder / "ipython")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    # else a page that a busy machine holds up is cut off from its kernel, and never told the end
+    command += ["--ServerApp.tornado_settings={'ws_ping_interval': 0}"]
     with (folder / "server.log").open("w") as log:
         pipes = {"cwd": folder / "work", "env": own, "stdout": log, "stderr": log}
         server = subprocess.Popen([*command, "--ip=127.0.0.1"], **pipes)
@@ -132,6 +134,21 @@ def wait_number(locator, pattern, seconds=60):
     return int(re.search(pattern, locator.text_content())[1].replace(",", ""))
 
 
+@contextmanager
+def told(page, log):
+    """Say of a wait in vain what each code cell shows, and the server's log."""
+    try:
+        yield
+    except browsers.TimeoutError as error:
+        shown = [f"{i}: {one.text_content()}" for i, one in enumerate(code_prompts(page).all())]
+        status = page.locator(".jp-Notebook-ExecutionIndicator").get_attribute("data-status")
+        raise AssertionError(f"kernel {status}; {shown}\n{log.read_text()[-2000:]}") from error
+
+
+def code_prompts(page):
+    return page.locator(".jp-CodeCell .jp-InputPrompt")
+
+
 @pytest.fixture(scope="module")
 def browser():
     with browsers.sync_playwright() as playwright:
@@ -148,7 +165,8 @@ def ran(browser, tmp_path_factory, fashion_mnist):
     with jupyterlab(browser, notebook, folder) as page:
         run_all(page)
         last = cell(page, len(notebook.cells) - 1).locator(".jp-OutputArea-output")
-        last.or_(red(page, error=True)).first.wait_for(timeout=600_000)
+        with told(page, folder / "server.log"):
+            last.or_(red(page, error=True)).first.wait_for(timeout=600_000)
         cell(page, place(notebook, TRAIN)).locator("pre").last.scroll_into_view_if_needed()
         page.screenshot(path=folder / "after a training.png")
         yield notebook, page, folder / "work"
@@ -157,10 +175,10 @@ def ran(browser, tmp_path_factory, fashion_mnist):
 def test_run_all_shows_every_table_and_figure_and_no_error(ran):
     notebook, page, work = ran
     assert red(page, error=True).all_text_contents() == []
-    prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
     code = [c for c in notebook.cells if c.cell_type == "code"]
     folded = ["machinery" in c.metadata.get("tags", []) for c in code]  # these show no number
-    expect(prompts).to_have_text(["" if folded[i] else f"[{i + 1}]:" for i in range(len(code))])
+    numbers = ["" if folded[i] else f"[{i + 1}]:" for i in range(len(code))]
+    expect(code_prompts(page)).to_have_text(numbers)
     last = cell(page, len(notebook.cells) - 1).locator(".jp-OutputArea-output")
     expect(last).to_have_text(f"'{sys.executable}'")
     first_columns = {SCORES: ["real training images", *METHODS]}
