@@ -135,8 +135,8 @@ def wait_number(locator, pattern, seconds=60):
 
 
 @contextmanager
-def told(page, log):
-    """Say of a wait in vain what each code cell shows, and the server's log."""
+def explained(page, log):
+    """To a wait in vain add the number of each code cell, the kernel's state, the server's log."""
     try:
         yield
     except browsers.TimeoutError as error:
@@ -165,7 +165,7 @@ def ran(browser, tmp_path_factory, fashion_mnist):
     with jupyterlab(browser, notebook, folder) as page:
         run_all(page)
         last = cell(page, len(notebook.cells) - 1).locator(".jp-OutputArea-output")
-        with told(page, folder / "server.log"):
+        with explained(page, folder / "server.log"):
             last.or_(red(page, error=True)).first.wait_for(timeout=600_000)
         cell(page, place(notebook, TRAIN)).locator("pre").last.scroll_into_view_if_needed()
         page.screenshot(path=folder / "after a training.png")
