@@ -337,9 +337,9 @@ def test_the_committed_run_was_made_with_the_settings_of_its_profile(cells, tabl
 
 @pytest.mark.parametrize("method", METHODS)
 def test_published_generators_have_the_score_of_their_last_stage(
-    cells, fashion_mnist, tables, tmp_path, method
+    cells, fashion_mnist, tables, method
 ):
-    """And in half precision the same to the third digit."""
+    """Which they had in full precision."""
     classifier = cells.Classifier((1, 28, 28), 10)
     classifier.load_state_dict(torch.load(PUBLISHED / "judges" / "fashion-mnist.pt"))
     path = PUBLISHED / "fashion-mnist" / f"{method}.pt"
@@ -355,11 +355,6 @@ def test_published_generators_have_the_score_of_their_last_stage(
     judge = cells.Judge(classifier, fashion_mnist)
     scores = judge.scores(cells.generate(generator, z))
     assert {name: saved["quality"][name][-1] for name in scores} == pytest.approx(scores, rel=0.01)
-    shutil.copy(path, half := tmp_path / "half.pt")
-    publish.halve(half)
-    assert half.stat().st_size < 0.6 * path.stat().st_size
-    generator, _ = cells.load_generator(half, (1, 28, 28), CPU)
-    assert judge.scores(cells.generate(generator, z)) == pytest.approx(scores, rel=0.001)
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def execution(tmp_path, monkeypatch):
     set_parameters(notebook, {"PROFILE": publish.COMMITTED})
     nbformat.write(notebook, folder / "wgan_gp.ipynb")
     monkeypatch.setattr(publish, "ROOT", root)
-    for name in ("export_generators", "halve"):
-        monkeypatch.setattr(publish, name, lambda *given: None)  # no real weights here
+    for name in ("export_generators", "lighten"):
+        monkeypatch.setattr(publish, name, lambda *given, **how: None)  # no real weights
     monkeypatch.setattr(publish, "NOTEBOOK", root / "wgan_gp.ipynb")
     monkeypatch.setattr(publish, "COLUMNS", ("Frechet distance", "minutes"))
     return root, folder
@@ -299,10 +299,30 @@ def test_architectures_are_installed_with_their_verdicts_if_the_code_is_still_th
         publish.install_architectures(models, "")
 
 
+def test_a_lightened_weights_file_draws_the_same_pictures(cells, tmp_path):
+    """In half the bytes; where nothing is drawn from it, only its course is kept."""
+    chosen = cells.profile_settings("quick", "WGAN-GP")
+    generator, _ = cells.build_networks(chosen, (1, 28, 28), CPU)
+    generator = cells.settled(generator)
+    course = dict.fromkeys(cells.WEIGHTS, 1) | {"settings": cells.asdict(chosen)}
+    torch.save(course | {"average": generator.state_dict()}, path := tmp_path / "WGAN-GP.pt")
+    size = path.stat().st_size
+    publish.lighten(path, drawn=True)
+    assert 0.4 * size < path.stat().st_size < 0.6 * size
+    lighter, saved = cells.load_generator(path, (1, 28, 28), CPU)
+    z = torch.randn(100, chosen.latent_size)
+    pictures = [cells.generate(one, z).short() for one in (generator, lighter)]
+    difference = (pictures[0] - pictures[1]).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 0.05
+    publish.lighten(path, drawn=False)
+    del saved["average"]
+    assert torch.load(path, weights_only=True) == saved and path.stat().st_size < 0.02 * size
+
+
 def test_what_an_experiment_kept_stays_in_full_precision(tmp_path):
     torch.save({"results": [torch.ones(3)]}, path := tmp_path / "value_surfaces.pt")
     before = path.read_bytes()
-    publish.halve(path)
+    publish.lighten(path, drawn=True)
     assert path.read_bytes() == before
 
 

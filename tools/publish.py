@@ -6,8 +6,8 @@ python tools/publish.py --from DIR           installs an execution of the notebo
 python tools/publish.py --sweep FILE...      installs the results.json of runs of tools/sweep.py
 python tools/publish.py --architectures DIR  installs what tools/architectures.py left in DIR
 
-Without parameters it is the committed run, whose outputs the notebook holds. A run on another data
-set goes to its block in RESULTS.md, `run NAME`, whose marks must stand there before, and to
+Without parameters it is the committed run, whose outputs the notebook holds. Another data set's or
+profile's goes to its block in RESULTS.md, `run NAME`, whose marks must stand there before, and to
 images/NAME. With `-p TRAIN False` the weights of such a run stay, and what is shown of their scores
 and samples is made anew. A sweep's table goes to the block `sweep`, architectures to theirs.
 """
@@ -84,14 +84,16 @@ def all_claims(claims):
 
 
 def place_of(parameters, name=None):
-    """What a run with these parameters is called: `name` or its data set; the committed one ''.
+    """What a run with these parameters is called: '' if it is the committed one, else `name`.
 
-    Raises ValueError for one that RESULTS.md has no place for, or a committed one without training.
+    Without one it has its data set's, or on the committed run's images its profile's. Raises
+    ValueError for one that RESULTS.md has no place for, or a committed one without training.
     """
-    committed = (parameters["DATASET"], parameters["PROFILE"]) == (SHOWN, COMMITTED)
+    dataset, profile = parameters["DATASET"], parameters["PROFILE"]
+    committed = (dataset, profile) == (SHOWN, COMMITTED)
     if committed and not parameters["TRAIN"]:
         raise ValueError("TRAIN is False; allowed: True, for the committed run is a whole one")
-    name = "" if committed else name or parameters["DATASET"]
+    name = "" if committed else name or (profile if dataset == SHOWN else dataset)
     replace_block((ROOT / "RESULTS.md").read_text(), f"run {name}".strip(), "")
     return name
 
@@ -145,14 +147,20 @@ def copy_new(places, folder, patterns):
         shutil.copy(path, place)
 
 
-def install_files(models, figures, kept, shown, name):
+def shelf(dataset, name):
+    """The folder of published weights of a run on `dataset` that is called `name`."""
+    beside = f"-{name}" * bool(name and dataset == SHOWN)  # of the committed run, with its images
+    return ROOT / "saved_models/published" / f"{dataset}{beside}"
+
+
+def install_files(models, figures, kept, shown, shelf, name):
     """Put what is `kept` of a run's weights and `shown` of its figures where they are committed."""
-    published, dataset = ROOT / "saved_models/published", json_of(models, "results")["data set"]
+    dataset = json_of(models, "results")["data set"]
     found = [path for pattern in kept for path in models.glob(pattern) if is_installed(path)]
-    places = {path: published / dataset / path.relative_to(models) for path in found}
+    places = {path: shelf / path.relative_to(models) for path in found}
     judges = models.parent.glob(f"judges/{dataset}.pt")
-    places |= {path: published / "judges" / path.name for path in judges}
-    copy_new(places, published / dataset, INSTALLED)
+    places |= {path: shelf.parent / "judges" / path.name for path in judges}
+    copy_new(places, shelf, INSTALLED)
     found = [path for pattern in shown for path in figures.glob(pattern) if is_installed(path)]
     place = ROOT / "images" / name
     copy_new({path: place / path.name for path in found}, place, ["*.*"])
@@ -173,13 +181,17 @@ def shrink(path):
         frames[0].save(path, duration=waits, **how)
 
 
-def halve(path):
-    """Store the generator of a weights file in half precision, which draws the same pictures."""
+def lighten(path, drawn):
+    """Store a weights file's generator in half precision, or not at all if it is not `drawn` from.
+
+    In half precision it draws the same pictures.
+    """
     saved = torch.load(path, weights_only=True)
     if "average" not in saved:  # results of an experiment
         return
-    parts = saved["average"].items()
-    saved["average"] = {name: p.half() if p.is_floating_point() else p for name, p in parts}
+    parts = saved.pop("average").items()
+    if drawn:
+        saved["average"] = {name: p.half() if p.is_floating_point() else p for name, p in parts}
     torch.save(saved, path)
 
 
@@ -203,7 +215,7 @@ def export_generators(folder, parameters):
 
     TorchScript, since what torch.export writes is not read by older versions: latents float
     [n, latent_size] -> images float32 [n, C, side, side] in [-1, 1]. It keeps its numbers in half
-    precision where METHOD.pt does.
+    precision, as METHOD.pt does.
     """
     given = {name: parameters[name] for name in ("DATASET", "IMAGE_SIZE")}
     with tempfile.TemporaryDirectory() as away:
@@ -212,8 +224,7 @@ def export_generators(folder, parameters):
     for method in filter(lambda name: (folder / f"{name}.pt").exists(), cells.PAPER):
         generator, saved = cells.load_generator(folder / f"{method}.pt", shape, cells.device)
         z = torch.randn(2, saved["settings"]["latent_size"])
-        if any(p.dtype == torch.half for p in saved["average"].values()):
-            keep_in_half(generator)
+        keep_in_half(generator)
         generator.requires_grad_(False)
         torch.jit.trace(generator, z).save(folder / f"{method}.generator.pt")
 
@@ -265,12 +276,12 @@ def install_verdicts(claims):
     readme.write_text(replace_block(readme.read_text(), "claims", table))
 
 
-def score_anew(results, figures, name):
+def score_anew(results, figures, shelf, name):
     """Install scores and samples of published weights; `results` then say who trained these too.
 
     Raises ValueError if these weights are not what this run's code and settings train.
     """
-    path = ROOT / "saved_models/published" / results["data set"] / "results.json"
+    path = shelf / "results.json"
     before = json.loads(path.read_text("utf-8"))
     for what in ("training code", "settings"):
         if results[what] != before[what]:
@@ -302,20 +313,21 @@ def install(folder, made, name=None, shown=FIGURES):
     dataset = next(iter(results["settings"].values()))["dataset"]
     results |= {"data set": dataset, "made by": made} | code_versions(notebook.cells)
     (models / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    place = shelf(dataset, name)
     if not parameters["TRAIN"]:
-        score_anew(results, runs[0], name)
+        score_anew(results, runs[0], place, name)
     elif not name:
         claims = json_of(models, "claims")
-        install_files(models, runs[0], INSTALLED, ["*.*"], "")
+        install_files(models, runs[0], INSTALLED, ["*.*"], place, "")
         install_committed(notebook, results, claims)
     else:
-        install_files(models, runs[0], ELSEWHERE, shown.split(), name)
-        for path in (ROOT / "saved_models/published" / dataset).glob("*.pt"):
-            halve(path)
+        install_files(models, runs[0], ELSEWHERE, shown.split(), place, name)
         for path in (ROOT / "images" / name).iterdir():
             shrink(path)
     if parameters["TRAIN"]:
-        export_generators(ROOT / "saved_models/published" / dataset, parameters)
+        for path in place.rglob("*.pt"):
+            lighten(path, drawn=path.parent == place)
+        export_generators(place, parameters)
     text = page.read_text()
     shown = run_page(text, name, results, claims)
     page.write_text(replace_block(text, f"run {name}".strip(), shown))
@@ -382,7 +394,7 @@ def main():
     parser.add_argument("--architectures", type=Path)
     parser.add_argument("--command", help="what trained, if not this")
     parser.add_argument("--commit", help="of the code that trained, if not HEAD")
-    parser.add_argument("--name", help="of a run on another data set, if not the data set's")
+    parser.add_argument("--name", help="of another run, if not its data set's or profile's")
     parser.add_argument("--figures", default=FIGURES, help="of such a run that are shown")
     chosen = parser.parse_args()
     git = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
