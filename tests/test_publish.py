@@ -163,6 +163,48 @@ def test_a_run_on_other_images_is_installed_beside_the_committed_one(execution):
     assert "![The same noise after 1 epoch and after 10](images/pictures/epochs.png)" in block
 
 
+def test_another_profile_on_the_committed_runs_images_has_a_folder_of_its_own(execution):
+    root, folder = execution
+    publish.install(folder, "The committed one.")
+    published, page = root / "saved_models" / "published", root / "RESULTS.md"
+    page.write_text(page.read_text() + "<!-- run standard: begin --><!-- run standard: end -->")
+    before = {path: path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
+    notebook = nbformat.read(folder / "wgan_gp.ipynb", 4)
+    set_parameters(notebook, {"PROFILE": "standard"})
+    nbformat.write(notebook, folder / "wgan_gp.ipynb")
+    publish.install(folder, "The wider one.")
+    kept = {path.name for path in (published / "fashion-mnist-standard").iterdir()}
+    assert kept == {"WGAN-GP.pt", "results.json"}
+    assert {path.name for path in (root / "images" / "standard").iterdir()} == {"samples.png"}
+    assert {path for path, held in before.items() if path.read_bytes() != held} == {page}
+    assert "The wider one." in page.read_text().split("<!-- run standard: begin -->")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("", "make publish DATASET=folder:pictures"),
+        ("--name mine", "tools/publish.py -p DATASET folder:pictures --commit abc --name mine"),
+    ],
+)
+def test_a_folder_is_looked_for_from_here_and_the_command_said_as_given(
+    execution, monkeypatch, tmp_path, words, command
+):
+    """Though the notebook runs in a folder of its own."""
+    root, _ = execution
+    page, made = root / "RESULTS.md", []
+    name = "mine" if words else "pictures"
+    page.write_text(f"{page.read_text()}<!-- run {name}: begin --><!-- run {name}: end -->")
+    monkeypatch.setattr(publish, "make", lambda folder, parameters, _: made.append(parameters))
+    monkeypatch.setattr(publish, "install", lambda _, said, *more: made.append(said))
+    given = ["publish.py", "-p", "DATASET", "folder:pictures", "--commit", "abc", *words.split()]
+    monkeypatch.setattr(sys, "argv", given)
+    monkeypatch.chdir(tmp_path)
+    publish.main()
+    assert made[0]["DATASET"] == f"folder:{tmp_path / 'pictures'}"
+    assert made[1] == f"`{command}`, commit abc."
+
+
 def test_published_weights_are_scored_anew(execution):
     """Scores and fresh samples are replaced, weights and what shows their training stay."""
     root, folder = execution

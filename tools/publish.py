@@ -16,6 +16,7 @@ import argparse
 import base64
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -86,14 +87,15 @@ def all_claims(claims):
 def place_of(parameters, name=None):
     """What a run with these parameters is called: '' if it is the committed one, else `name`.
 
-    Without one it has its data set's, or on the committed run's images its profile's. Raises
-    ValueError for one that RESULTS.md has no place for, or a committed one without training.
+    Without one it has its data set's or folder's, or on the committed run's images its profile's.
+    Raises ValueError for one that RESULTS.md has no place for, or a committed one without training.
     """
     dataset, profile = parameters["DATASET"], parameters["PROFILE"]
     committed = (dataset, profile) == (SHOWN, COMMITTED)
     if committed and not parameters["TRAIN"]:
         raise ValueError("TRAIN is False; allowed: True, for the committed run is a whole one")
-    name = "" if committed else name or (profile if dataset == SHOWN else dataset)
+    usual = profile if dataset == SHOWN else Path(dataset.removeprefix("folder:")).name
+    name = "" if committed else name or usual
     replace_block((ROOT / "RESULTS.md").read_text(), f"run {name}".strip(), "")
     return name
 
@@ -394,14 +396,16 @@ def main():
     parser.add_argument("--architectures", type=Path)
     parser.add_argument("--command", help="what trained, if not this")
     parser.add_argument("--commit", help="of the code that trained, if not HEAD")
-    parser.add_argument("--name", help="of another run, if not its data set's or profile's")
+    parser.add_argument("--name", help="of another run, if not its data set's, folder's, profile's")
     parser.add_argument("--figures", default=FIGURES, help="of such a run that are shown")
     chosen = parser.parse_args()
     git = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
     commit = chosen.commit or subprocess.run(git, capture_output=True, text=True).stdout.strip()
     tool = "sweep" if chosen.sweep else "architectures" if chosen.architectures else "publish"
-    command = chosen.command or " ".join([f"make {tool}", *map("=".join, chosen.given)])
-    made = f"`{command}`, commit {commit}."
+    command = " ".join([f"make {tool}", *map("=".join, chosen.given)])
+    if chosen.name or chosen.figures != FIGURES:  # which make has no words for
+        command = shlex.join(["tools/publish.py", *sys.argv[1:]])
+    made = f"`{chosen.command or command}`, commit {commit}."
     try:
         if chosen.sweep:
             return install_sweep(chosen.sweep, made)
@@ -412,6 +416,9 @@ def main():
             notebook = nbformat.read(NOTEBOOK, 4)
             parameters = defaults(notebook) | {"DATASET": SHOWN, "PROFILE": COMMITTED}
             parameters |= read_parameters(notebook, chosen.given)
+            kind, _, place = parameters["DATASET"].partition(":")
+            if place:  # as it is seen from here, not from where the notebook will run
+                parameters["DATASET"] = f"{kind}:{Path(place).expanduser().resolve()}"
             if chosen.trained and not chosen.trained.is_dir():
                 raise ValueError(f"--trained is {chosen.trained}; allowed: the folder of a run")
             place_of(parameters, chosen.name)  # now, not after hours
