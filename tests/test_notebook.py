@@ -306,8 +306,8 @@ def test_all_that_is_shown_was_made_by_one_version_of_the_code(committed):
         results = json.loads(path.read_text())
         assert now <= results.items(), path
         assert f"{results['made by']} Torch" in page and publish.results_table(results) in page
-        assert results["data set"] == path.parent.name
-        assert (PUBLISHED / "judges" / f"{path.parent.name}.pt").exists()
+        assert path.parent.name in (results["data set"], f"{results['data set']}-standard")
+        assert (PUBLISHED / "judges" / f"{results['data set']}.pt").exists()
         for name in (f"{m}{end}" for m in results["minutes"] for end in (".pt", ".generator.pt")):
             assert (path.parent / name).exists()
     others = [PUBLISHED / "sweep.json", *PUBLISHED.glob("fashion-mnist/*architectures.json")]
