@@ -163,7 +163,7 @@ def finished(chosen):
 def uninterrupted(launch):
     """What a training showed, whose files are in folder 'whole'."""
     code, shown, errors = end(launch("whole", "alone"))
-    assert code == 0, errors
+    assert code == 0, f"{shown}\n{errors}"
     return shown
 
 
