@@ -77,7 +77,7 @@ def claims_table(claims, whole=False):
 def all_claims(claims):
     """Claims of the committed run, with what tools/architectures.py measured of two of them."""
     for name in ARCHITECTURES:
-        path = ROOT / "saved_models/published" / SHOWN / f"{name}.json"
+        path = shelf_of(SHOWN) / f"{name}.json"
         if path.exists():
             found = json_of(path.parent, name)
             claims = claims | {found["claim"]: claims[found["claim"]] | found}
@@ -149,7 +149,7 @@ def copy_new(places, folder, patterns):
         shutil.copy(path, place)
 
 
-def shelf(dataset, name):
+def shelf_of(dataset, name=""):
     """The folder of published weights of a run on `dataset` that is called `name`."""
     beside = f"-{name}" * bool(name and dataset == SHOWN)  # of the committed run, with its images
     return ROOT / "saved_models/published" / f"{dataset}{beside}"
@@ -315,21 +315,21 @@ def install(folder, made, name=None, shown=FIGURES):
     dataset = next(iter(results["settings"].values()))["dataset"]
     results |= {"data set": dataset, "made by": made} | code_versions(notebook.cells)
     (models / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
-    place = shelf(dataset, name)
+    shelf = shelf_of(dataset, name)
     if not parameters["TRAIN"]:
-        score_anew(results, runs[0], place, name)
+        score_anew(results, runs[0], shelf, name)
     elif not name:
         claims = json_of(models, "claims")
-        install_files(models, runs[0], INSTALLED, ["*.*"], place, "")
+        install_files(models, runs[0], INSTALLED, ["*.*"], shelf, "")
         install_committed(notebook, results, claims)
     else:
-        install_files(models, runs[0], ELSEWHERE, shown.split(), place, name)
+        install_files(models, runs[0], ELSEWHERE, shown.split(), shelf, name)
         for path in (ROOT / "images" / name).iterdir():
             shrink(path)
     if parameters["TRAIN"]:
-        for path in place.rglob("*.pt"):
-            lighten(path, drawn=path.parent == place)
-        export_generators(place, parameters)
+        for path in shelf.rglob("*.pt"):
+            lighten(path, drawn=path.parent == shelf)
+        export_generators(shelf, parameters)
     text = page.read_text()
     shown = run_page(text, name, results, claims)
     page.write_text(replace_block(text, f"run {name}".strip(), shown))
@@ -352,7 +352,7 @@ def install_architectures(models, made):
     found = {name: read_current(path) for name, path in found.items() if path.exists()}
     if not found:
         raise ValueError(f"{models} holds no {' nor '.join(ARCHITECTURES)}; allowed: one or both")
-    place, page, shown = ROOT / "saved_models/published" / SHOWN, ROOT / "RESULTS.md", []
+    place, page, shown = shelf_of(SHOWN), ROOT / "RESULTS.md", []
     for name, kept in found.items():
         write_json(place / f"{name}.json", kept | {"made by": made})
         shutil.copy(models / f"{name}.pt", place)  # with it the same can be extended
